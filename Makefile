@@ -1,0 +1,50 @@
+# Every target makes what it needs: a virtual environment in .venv, with the package and its tools.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-fast lint format types check bench clean help
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(INSTALLED): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing ssl-ray into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(INSTALLED)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,bench]'
+	@touch $@
+
+demo: $(INSTALLED)  ## pretrain MoCo on 7,000 real images and judge it, no download (under 5 minutes on 2 cores)
+	@$(BIN)/ssl-ray demo
+
+test: $(INSTALLED)  ## all tests, real Ray and real MLflow included
+	@$(BIN)/python -m pytest -q
+
+test-fast: $(INSTALLED)  ## tests that need neither Ray nor a server
+	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+lint: $(INSTALLED)  ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(INSTALLED)  ## rewrite in the project's format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: $(INSTALLED)  ## mypy, strict
+	@$(BIN)/mypy
+
+check: lint types test  ## what CI runs
+
+bench: $(VENV)/.installed-bench  ## the benchmarks, rivals in the same run
+	@$(BIN)/python benchmarks/data.py
+	@$(BIN)/python benchmarks/overhead.py
+
+clean:  ## what the targets made, but not your runs
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

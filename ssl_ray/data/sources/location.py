@@ -1,0 +1,133 @@
+"""Where files live: a local path, a file inside this package, or any URI that pyarrow.fs opens."""
+
+import os
+import posixpath
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from ssl_ray.errors import UserError
+
+# The path differs from machine to machine, so it is looked up where it is used.
+EMBEDDED = "embedded:"
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder: `path` below the URI or absolute local path `root`. Small, picklable, printable."""
+
+    root: str
+    path: str = ""
+
+    @classmethod
+    def of(cls, uri: "str | os.PathLike[str] | Location") -> "Location":
+        """A location for what the user wrote; `~` and relative local paths are resolved now."""
+        if isinstance(uri, Location):
+            return uri
+        text = os.fspath(uri)
+        return cls(text if is_uri(text) else os.path.abspath(os.path.expanduser(text)))
+
+    def __str__(self) -> str:
+        shown = re.sub(r"//[^/@]*@", "//", self.root)  # No credentials in messages.
+        address, mark, query = shown.partition("?") if is_uri(shown) else (shown, "", "")
+        return posixpath.join(address, self.path).rstrip("/") + mark + query if self.path else shown
+
+    def __truediv__(self, path: str) -> "Location":
+        return Location(self.root, posixpath.join(self.path, path))
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return posixpath.basename(self.full_path.rstrip("/"))
+
+    @property
+    def filesystem(self) -> Any:
+        """The pyarrow file system."""
+        return _resolve(self.root)[0]
+
+    @property
+    def full_path(self) -> str:
+        """The path that the file system knows."""
+        base = _resolve(self.root)[1]
+        return posixpath.join(base, self.path) if self.path else base
+
+    @property
+    def is_local(self) -> bool:
+        """True for files of this machine, which can be memory-mapped."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def stat(self) -> Any:
+        """The FileInfo of pyarrow (type, size). Raises UserError when the file system cannot be reached."""
+        try:
+            return self.filesystem.get_file_info(self.full_path)
+        except OSError as error:
+            raise UserError(f"data: cannot open {str(self)!r}: {_first_line(error)}") from error
+
+    def exists(self) -> bool:
+        """True for an existing file or folder."""
+        return bool(self.stat().type != fs.FileType.NotFound)
+
+    def is_file(self) -> bool:
+        """True for an existing file."""
+        return bool(self.stat().type == fs.FileType.File)
+
+    def list(self, *, recursive: bool) -> list[tuple[str, int | None]]:
+        """(relative path, size) of what a folder holds, sorted; size None for a folder. Hidden names are left out."""
+        base = self.full_path
+        try:
+            found = self.filesystem.get_file_info(fs.FileSelector(base, recursive=recursive))
+        except OSError as error:
+            raise UserError(f"data: cannot list {str(self)!r}: {_first_line(error)}") from error
+        start = len(base.rstrip("/")) + 1
+        entries = []
+        for info in found:
+            path = info.path[start:]
+            if not any(part.startswith(".") for part in path.split("/")):
+                entries.append((path, None if info.type == fs.FileType.Directory else info.size))
+        return sorted(entries)
+
+    def read_bytes(self, path: str = "") -> bytes:
+        """The content of this file, or of a file below this folder."""
+        full = posixpath.join(self.full_path, path) if path else self.full_path
+        if self.is_local:
+            return Path(full).read_bytes()  # Three times faster than through pyarrow.
+        with self.filesystem.open_input_file(full) as file:
+            return bytes(file.read())
+
+    def open(self) -> Any:
+        """A random-access pyarrow file; memory-mapped when local."""
+        if self.is_local:
+            return pa.memory_map(self.full_path)
+        return self.filesystem.open_input_file(self.full_path)
+
+
+def is_uri(text: str) -> bool:
+    """True for scheme://..., and for files of this package."""
+    return "://" in text or text.startswith(EMBEDDED)
+
+
+@lru_cache
+def _resolve(root: str) -> tuple[Any, str]:
+    if root.startswith(EMBEDDED):
+        return fs.LocalFileSystem(), str(
+            Path(__file__).parent.parent / "embedded" / root.removeprefix(EMBEDDED)
+        )
+    if not is_uri(root):
+        return fs.LocalFileSystem(), root
+    try:
+        filesystem, path = fs.FileSystem.from_uri(root)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"data: cannot open {str(Location(root))!r}: {_first_line(error)}; "
+            "allowed: a local path, file://, s3://, gs://, abfs:// or hdfs://"
+        ) from error
+    return filesystem, path
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

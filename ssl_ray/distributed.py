@@ -1,0 +1,133 @@
+"""Rank, world size and the collectives that algorithms need; identity without a process group.
+
+Row order. A step's global batch is dealt to ranks by row number modulo W: local row i of rank r is global row
+i * W + r. `gather` puts rows back into that order, so that queues, banks and losses see the same global batch on any
+number of workers.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """True when a process group of more than one process is running."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """This process's rank; 0 without a process group."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 without a process group."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def _interleave(parts: list[Tensor]) -> Tensor:
+    """W tensors (B, ...) of ranks 0..W-1 -> (B * W, ...) in global row order."""
+    return torch.stack(parts, dim=1).flatten(0, 1)
+
+
+@torch.no_grad()
+def gather(x: Tensor) -> Tensor:
+    """Rows of all ranks in global row order, without gradient.
+
+    x: (B, ...), equal B on all ranks. Returns (B * W, ...).
+    """
+    if not is_distributed():
+        return x
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return _interleave(parts)
+
+
+class _GatherWithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        # Each rank's loss uses every row, so a row's gradient is the sum over ranks.
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[rank() :: world_size()]
+
+
+def gather_with_grad(x: Tensor) -> Tensor:
+    """As `gather`, with gradient: the backward pass sums over ranks what each rank's loss asks of a row.
+
+    With a loss that is the mean over local rows, and DDP's mean over ranks, parameters get the gradient of the mean
+    over the global batch.
+    """
+    return _GatherWithGrad.apply(x) if is_distributed() else x
+
+
+class _SumWithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        y = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        return grad
+
+
+def sum_with_grad(x: Tensor) -> Tensor:
+    """Sum over ranks; the backward pass sums the ranks' gradients."""
+    return _SumWithGrad.apply(x) if is_distributed() else x
+
+
+@torch.no_grad()
+def sum_(x: Tensor) -> Tensor:
+    """Sum over ranks, in place, without gradient. Returns x."""
+    if is_distributed():
+        dist.all_reduce(x)
+    return x
+
+
+@torch.no_grad()
+def broadcast(x: Tensor) -> Tensor:
+    """Rank 0's x on every rank, in place. Returns x."""
+    if is_distributed():
+        dist.broadcast(x, src=0)
+    return x
+
+
+def local_rows(x: Tensor) -> Tensor:
+    """This rank's rows of a global batch, the inverse of `gather`."""
+    return x[rank() :: world_size()]
+
+
+@torch.no_grad()
+def max_(x: Tensor) -> Tensor:
+    """Largest value over ranks, in place. Returns x."""
+    if is_distributed():
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x
+
+
+@torch.no_grad()
+def mean(x: Tensor) -> Tensor:
+    """Mean over ranks, without gradient; x is left as it is."""
+    return sum_(x.clone()) / world_size()
+
+
+def agree(*flags: bool) -> list[bool]:
+    """Rank 0's flags on every rank."""
+    if not is_distributed():
+        return list(flags)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return [bool(flag) for flag in broadcast(torch.tensor(flags, dtype=torch.uint8, device=device)).tolist()]
+
+
+def barrier() -> None:
+    """Returns when every rank has arrived."""
+    if is_distributed():
+        dist.barrier()

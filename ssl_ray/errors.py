@@ -1,0 +1,15 @@
+"""Errors that a user can mend: shown as one line, without a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave. The message says what was wrong, the value, what is allowed, what to do."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Returns "did you mean 'x'?" for a close match of `name`, else the whole list of what is allowed."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(names) or 'nothing'}"

@@ -1,0 +1,1 @@
+"""How good features are: online kNN and collapse diagnostics while a run trains, probes afterwards."""

@@ -1,0 +1,79 @@
+"""Weighted k-nearest-neighbour classification of features: what a representation knows, with nothing trained.
+
+N rows in the bank, Q queries, D feature width. Everything is computed in float32, whatever arrives.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_ray import distributed
+from ssl_ray.errors import UserError
+
+# Similarities held at a time (128 MiB of float32): all N bank rows, for as many queries as fit.
+_CHUNK_ELEMENTS = 2**25
+
+
+@torch.no_grad()
+def knn_predict(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temperature: float, num_classes: int
+) -> Tensor:
+    """Votes of the k most similar bank rows for each class. Source: Wu et al. 2018, arXiv 1805.01978, sec. 3.4.
+
+    A neighbour with cosine similarity s votes for its label with weight exp(s / T). A query's votes are divided by
+    their sum: no temperature overflows, and the winner is the same. bank: (N, D), bank_labels: (N,) int64 in
+    0..num_classes-1, queries: (Q, D); any scale, normalised here. Returns (Q, num_classes), rows sum to 1.
+
+    Raises UserError if k is not in 1..N or T is not positive.
+    """
+    if not 1 <= k <= len(bank):
+        raise UserError(f"evaluation.k: {k} neighbours of {len(bank)} images; use a k from 1 to {len(bank)}")
+    if not temperature > 0:
+        raise UserError(f"evaluation.temperature: {temperature} is not positive; 0.07 is usual")
+    bank = F.normalize(bank.float(), dim=1)
+    queries = F.normalize(queries.float(), dim=1)
+    scores = torch.zeros(len(queries), num_classes, device=queries.device)
+    rows = max(1, _CHUNK_ELEMENTS // len(bank))
+    for query, score in zip(torch.split(queries, rows), torch.split(scores, rows), strict=True):
+        similarity, neighbours = (query @ bank.T).topk(k, dim=1)
+        score.scatter_add_(1, bank_labels[neighbours], (similarity / temperature).softmax(dim=1))
+    return scores
+
+
+@torch.no_grad()
+def knn_accuracy(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: int, temperature: float
+) -> float:
+    """Share of queries whose class wins the vote, in 0..1; the same on every rank, for any number of ranks.
+
+    Each rank passes its own rows of the bank and its own queries: row i of rank r is row i * W + r of the whole. The
+    numbers of rows may differ. A query of a class that the bank does not hold counts as wrong.
+
+    Raises UserError as `knn_predict` does, and when there is no query at all.
+    """
+    bank, bank_labels = gather_rows(bank), gather_rows(bank_labels)
+    num_classes = int(bank_labels.max()) + 1 if len(bank_labels) else 0
+    scores = knn_predict(bank, bank_labels, queries, k, temperature, num_classes)
+    counts = torch.tensor([len(queries), 0], device=queries.device)
+    counts[1] = (scores.argmax(dim=1) == labels).sum()
+    total, correct = distributed.sum_(counts).tolist()
+    if not total:
+        raise UserError(
+            "evaluation: 0 held-out images to classify; hold some out, or evaluate without labels"
+        )
+    return float(correct / total)
+
+
+@torch.no_grad()
+def gather_rows(x: Tensor) -> Tensor:
+    """`distributed.gather` for ranks with unequal numbers of rows: pads to the longest, and drops the padding."""
+    if not distributed.is_distributed():
+        return x
+    counts = distributed.gather(torch.tensor([len(x)], device=x.device))
+    longest = int(counts.max())
+    padded = x.new_zeros(longest, *x.shape[1:])
+    padded[: len(x)] = x
+    real = (
+        torch.arange(longest, device=x.device)[:, None] < counts
+    )  # (rows, W): the order in which gather returns
+    return distributed.gather(padded)[real.flatten()]

@@ -1,0 +1,110 @@
+"""ResNet (He et al. 2015, arXiv 1512.03385), with torchvision's blocks and key names and a stem for small images."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from ssl_ray.errors import UserError
+
+# depth -> (block, blocks per stage)
+LAYOUTS = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+# stem -> (kernel, stride, max-pool after it)
+STEMS = {"imagenet": (7, 2, True), "small": (3, 1, False), "small_s2": (3, 2, False)}
+
+
+class ResNet(nn.Module):
+    """ResNet-18/34/50/101/152 without classifier.
+
+    Blocks and state-dict keys are torchvision's (stride in the 3x3 convolution of a bottleneck), so torchvision
+    weights load as they are.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        width: channels of the first stage's blocks; the stages have width x 1, 2, 4, 8 (x 4 in bottlenecks).
+        stem: "imagenet" (7x7 stride 2, max-pool), "small" (3x3 stride 1, for images up to 64 px; the CIFAR
+            stem of the SimCLR paper), "small_s2" (3x3 stride 2: a quarter of the cost of "small").
+        zero_init_residual: start every residual branch at zero (Goyal et al. 2017, arXiv 1706.02677).
+        in_channels: channels of the images.
+        out_indices: maps to return, ascending: 0 the stem (before max-pool), 1..4 the stages.
+        stem_width: channels of the stem; `width` when None.
+
+    `feature_dim` is the number of channels of the last stage's map.
+    """
+
+    def __init__(
+        self,
+        depth: int = 50,
+        width: int = 64,
+        stem: Literal["imagenet", "small", "small_s2"] = "imagenet",
+        zero_init_residual: bool = False,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (4,),
+        stem_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        if depth not in LAYOUTS:
+            raise UserError(f"ResNet: depth={depth} does not exist; allowed: {', '.join(map(str, LAYOUTS))}")
+        if stem not in STEMS:
+            raise UserError(f"ResNet: stem={stem!r} does not exist; allowed: {', '.join(STEMS)}")
+        if not out_indices or not set(out_indices) <= set(range(5)):
+            raise UserError(
+                f"ResNet: out_indices={tuple(out_indices)} must name maps 0 (stem) to 4 (last stage)"
+            )
+        self.out_indices = tuple(out_indices)
+        block, blocks_per_stage = LAYOUTS[depth]
+        kernel, stride, pool = STEMS[stem]
+        channels = stem_width or width
+
+        self.conv1 = nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if pool else nn.Identity()
+        stages = []
+        for i, blocks in enumerate(blocks_per_stage):
+            planes = width * 2**i
+            stages.append(_stage(block, channels, planes, blocks, stride=1 if i == 0 else 2))
+            channels = planes * block.expansion
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.feature_dim = channels
+        self._init_weights(zero_init_residual)
+
+    def _init_weights(self, zero_init_residual: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
+                last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
+                nn.init.zeros_(last.weight)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps named by `out_indices` of x (B, in_channels, H, W): tuple of (B, C_i, H_i, W_i)."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        maps = [x]
+        x = self.maxpool(x)
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4)[: max(self.out_indices)]:
+            x = stage(x)
+            maps.append(x)
+        return tuple(maps[i] for i in self.out_indices)
+
+
+Block = type[BasicBlock] | type[Bottleneck]
+
+
+def _stage(block: Block, in_channels: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+    """`blocks` residual blocks; the first one changes stride and width, with a 1x1 projection where they differ."""
+    channels = planes * block.expansion
+    downsample = None
+    if stride != 1 or in_channels != channels:
+        downsample = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+        )
+    first = block(in_channels, planes, stride, downsample)
+    return nn.Sequential(first, *(block(channels, planes) for _ in range(blocks - 1)))

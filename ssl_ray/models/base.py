@@ -1,0 +1,142 @@
+"""The contract every algorithm keeps: three forward modes, and hooks for what lies outside the gradient."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from ssl_ray.models.encoder import pooled
+
+Views = list[Tensor]
+Samples = dict[str, Tensor]
+
+
+class Progress(NamedTuple):
+    """Where the run is. Passed to whoever needs it; nobody looks it up.
+
+    `step` and `epoch` count from 0 and name the optimiser step being taken, whatever the number of
+    micro-batches; `total_steps` and `total_epochs` are those of the whole run.
+    """
+
+    step: int
+    total_steps: int
+    epoch: int
+    total_epochs: int
+
+
+@dataclass
+class Output:
+    """What mode `loss` returns.
+
+    loss: scalar to differentiate. metrics: named parts for the log, detached scalars.
+    state: detached tensors that `after_step` writes into teachers, queues and banks; every tensor has the
+    batch as its first axis, so that micro-batches of one step are joined by concatenation.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class ParamGroup:
+    """Parameters that share optimiser settings.
+
+    weight_decay and lr_scale multiply the recipe's values (0 switches decay off); adapt=False leaves the
+    group out of LARS's trust ratio; fixed_lr=True keeps the lr at its peak for the whole run.
+    """
+
+    params: list[nn.Parameter]
+    weight_decay: float = 1.0
+    lr_scale: float = 1.0
+    adapt: bool = True
+    fixed_lr: bool = False
+
+
+class BaseModel(nn.Module):
+    """An algorithm: backbone, optional neck and head, and what the subclass adds (teacher, memory).
+
+    Modules arrive built; configs never enter one. The head owns its loss. `data_preprocessor` turns uint8
+    views into what the backbone expects on its own device; float views pass through it untouched.
+
+    Subclasses implement `extract_feat`, `loss` and `predict`. `loss` writes no state but BN statistics: it can be
+    called twice, compared, compiled. What a step changes outside the gradient happens in `after_step`, once per
+    optimiser step. If losing something would change the next loss, it is a persistent buffer.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        neck: nn.Module | None = None,
+        head: nn.Module | None = None,
+        pretrained: str | None = None,
+        data_preprocessor: nn.Module | None = None,
+    ) -> None:
+        from ssl_ray.models.preprocessing import DataPreprocessor
+
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.head = head
+        self.data_preprocessor = data_preprocessor or DataPreprocessor()
+        if pretrained is not None:
+            from ssl_ray.interop.weights import load_backbone
+
+            load_backbone(self.backbone, pretrained)
+
+    def forward(
+        self,
+        views: Views,
+        samples: Samples | None = None,
+        mode: Literal["tensor", "loss", "predict"] = "tensor",
+    ) -> Any:
+        """Runs one of the three modes.
+
+        views: list of (B, 3, H, W), uint8 in 0..255 or float already normalised. samples: `index` (B,) and what the
+        view pipeline made (`target`, `mask`, ...). Returns features ("tensor"), an `Output` ("loss") or the
+        algorithm's prediction ("predict"). Raises ValueError for another mode.
+        """
+        views = self.data_preprocessor(views)
+        if mode == "tensor":
+            return self.extract_feat(views)
+        if mode == "loss":
+            return self.loss(views, samples or {})
+        if mode == "predict":
+            return self.predict(views, samples or {})
+        raise ValueError(f"mode: {mode!r} is not one of 'tensor', 'loss', 'predict'")
+
+    def extract_feat(self, views: Views) -> Any:
+        """Features of the first view, as the backbone returns them."""
+        raise NotImplementedError
+
+    def loss(self, views: Views, samples: Samples) -> Output:
+        """The training loss of normalised views."""
+        raise NotImplementedError
+
+    def predict(self, views: Views, samples: Samples) -> Any:
+        """What the algorithm answers about its input: a reconstruction, a label, an embedding."""
+        raise NotImplementedError
+
+    def embed(self, views: Views) -> Tensor:
+        """Pooled backbone features of the first view, (B, D): what kNN and probes judge.
+
+        The backbone's own `embed` where it has one (ViTs), else the global average of its last map.
+        """
+        return pooled(self.backbone, self.data_preprocessor(views)[0])
+
+    def before_epoch(self, progress: Progress) -> None:
+        """Before the first step of an epoch."""
+
+    def before_step(self, progress: Progress) -> None:
+        """Gradients exist, the optimiser has not stepped."""
+
+    def after_step(self, state: dict[str, Tensor], progress: Progress) -> None:
+        """The weights are new: write teachers, queues and banks from `Output.state`."""
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Trainable parameters: weights, and apart from them biases and norms (no decay, no LARS adaptation)."""
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        return [
+            ParamGroup([p for p in trainable if p.ndim > 1]),
+            ParamGroup([p for p in trainable if p.ndim <= 1], weight_decay=0.0, adapt=False),
+        ]

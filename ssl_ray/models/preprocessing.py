@@ -1,0 +1,32 @@
+"""From uint8 views to what a backbone expects, on the backbone's device."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class DataPreprocessor(nn.Module):
+    """Normalises RGB views with mean and std on the [0, 1] scale (defaults: ImageNet's).
+
+    Views are (B, 3, H, W); uint8 becomes float32 and is normalised, float passes through as it is.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, views: list[Tensor]) -> list[Tensor]:
+        """Returns the list of normalised views, memory format kept."""
+        return [self.normalize(v) if v.dtype == torch.uint8 else v for v in views]
+
+    def normalize(self, view: Tensor) -> Tensor:
+        """One uint8 view, normalised: (x / 255 - mean) / std."""
+        return (view.to(torch.float32) / 255 - self.mean) / self.std

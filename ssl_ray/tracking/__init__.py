@@ -1,0 +1,27 @@
+"""MLflow: the driver opens or resumes a run, rank 0 logs to it, other ranks log to nothing.
+
+Nothing here imports MLflow, torch or Ray until it is used.
+"""
+
+from ssl_ray.tracking.records import deliver
+from ssl_ray.tracking.run import TrackedRun, open_run, prepare
+from ssl_ray.tracking.tags import default_tags
+from ssl_ray.tracking.target import TrackingSettings, TrackingTarget, redact, tracking_settings, ui_command
+from ssl_ray.tracking.tracker import AnyTracker, NoTracker, Tracker, make_tracker
+
+__all__ = [
+    "AnyTracker",
+    "NoTracker",
+    "TrackedRun",
+    "Tracker",
+    "TrackingSettings",
+    "TrackingTarget",
+    "default_tags",
+    "deliver",
+    "make_tracker",
+    "open_run",
+    "prepare",
+    "redact",
+    "tracking_settings",
+    "ui_command",
+]

@@ -1,0 +1,68 @@
+"""The one place that imports MLflow: late, muted, with bounded waits."""
+
+import importlib
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from ssl_ray.tracking.target import redact
+
+T = TypeVar("T")
+
+# MLflow's own defaults (120 s a request, 7 retries) would hold a caller for a quarter of an hour. What is set in the
+# environment already wins.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+# Importing MLflow and migrating a fresh database must not happen in two threads at once.
+_first_use = threading.Lock()
+
+
+def import_mlflow(name: str = "mlflow") -> Any:
+    """The module `mlflow` or one of its parts, imported on first use (2 to 3 s)."""
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    # By module and not with `catch_warnings`, which is not thread-safe.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"mlflow\.")
+    with _first_use:
+        module = importlib.import_module(name)
+    for noisy in ("mlflow.store.db", "mlflow.pytorch", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    return module
+
+
+def connect(uri: str) -> Any:
+    """An MlflowClient of the store. The first one on a fresh SQLite file creates its tables (3 to 6 s)."""
+    mlflow = import_mlflow()
+    with _first_use:
+        return mlflow.MlflowClient(uri)
+
+
+def reason(error: BaseException) -> str:
+    """The innermost cause of an error as one short line without credentials."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    line = next(iter(str(error).splitlines()), "no answer")
+    return redact(f"{type(error).__name__}: {line}"[:300])
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """The result of `call`, run in a daemon thread. Raises TimeoutError after `seconds`; the thread is left behind."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="mlflow-call", daemon=True).start()
+    return future.result(seconds)

@@ -1,0 +1,40 @@
+"""Saving a torch module in MLflow's model format."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssl_ray.tracking.client import import_mlflow
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def save_model(module: "nn.Module", example_input: "Tensor", folder: Path) -> None:
+    """Saves a CPU copy of the module, in evaluation mode, to a new folder that `mlflow.pytorch.load_model` opens.
+
+    The module is pickled, not exported as a graph: what is loaded is our own class again, to fine-tune or take apart,
+    wherever ssl_ray is installed. The signature is that of `example_input` (B, ...) with a free batch size, and of the
+    output where it is one tensor. Raises what the module raises on the example.
+    """
+    import copy
+
+    import torch
+
+    mlflow_pytorch = import_mlflow("mlflow.pytorch")
+    module = copy.deepcopy(module).cpu().eval()
+    example = example_input.detach().cpu()
+    with torch.inference_mode():
+        output = module(example)
+    infer_signature = import_mlflow("mlflow.models").infer_signature
+    signature = infer_signature(
+        example.numpy(), output.float().numpy() if isinstance(output, torch.Tensor) else None
+    )
+    mlflow_pytorch.save_model(
+        module,
+        str(folder),
+        signature=signature,
+        serialization_format="pickle",
+        # Named, because inferring them starts another Python that loads the model.
+        pip_requirements=[f"{name}=={version(name)}" for name in ("ssl-ray", "torch", "mlflow")],
+    )

@@ -1,0 +1,1 @@
+"""The training run: driver, loop, optimisers, schedules and checkpoints."""

@@ -1,0 +1,94 @@
+"""What a run leaves in MLflow beside its metrics: recipe, preview of the views, loss curve, backbone."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ssl_ray.data.preview import preview_grid
+from ssl_ray.data.source import Dataset
+from ssl_ray.recipe import Recipe
+from ssl_ray.tracking import AnyTracker
+
+if TYPE_CHECKING:
+    from ssl_ray.training.run import RunResult
+
+PREVIEW_IMAGES = 6
+
+
+def at_start(tracker: AnyTracker, recipe: Recipe, dataset: Dataset) -> None:
+    """The resolved recipe, and a picture of what the network will see."""
+    from matplotlib.figure import Figure
+
+    from ssl_ray.data.decode import BrokenImage, decode
+
+    tracker.log_text(json.dumps(recipe.to_json(), indent=2), "recipe.json")
+    source = dataset.train
+    images = []
+    for data in source.read(np.arange(min(4 * PREVIEW_IMAGES, source.info.num_samples))):
+        try:
+            images.append(decode(data))
+        except BrokenImage:
+            continue
+        if len(images) == PREVIEW_IMAGES:
+            break
+    if not images:
+        return
+    grid = preview_grid(recipe.views.build(), images, seed=recipe.training.seed)
+    figure = Figure(figsize=(grid.shape[1] / 100, grid.shape[0] / 100), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(grid, interpolation="nearest")
+    axes.set_axis_off()
+    tracker.log_figure(figure, "preview.png")
+
+
+def at_end(tracker: AnyTracker, recipe: Recipe, result: "RunResult") -> None:
+    """The loss curve of this session, and the final checkpoint's backbone as a model."""
+    if result.history:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([s.step for s in result.history], [s.loss for s in result.history], color="tab:blue")
+        axes.set(xlabel="step", ylabel="loss", title=f"{recipe.name}: training loss")
+        axes.grid(alpha=0.3)
+        judged = [e for e in result.summary.get("evaluations", []) if "val/knn_top1" in e]
+        if judged:
+            right = axes.twinx()
+            right.plot(
+                [e["step"] for e in judged], [100 * e["val/knn_top1"] for e in judged], "o-", color="tab:orange"
+            )
+            right.set_ylabel("kNN top-1 %", color="tab:orange")
+        tracker.log_figure(figure, "loss.png")
+    if result.checkpoint is not None:
+        log_backbone(tracker, recipe, result.checkpoint)
+
+
+def log_backbone(tracker: AnyTracker, recipe: Recipe, checkpoint_uri: str) -> None:
+    """The backbone of a checkpoint as an MLflow model: normalised images (B, 3, H, W) in, pooled features (B, D) out."""
+    import torch
+
+    from ssl_ray.models.encoder import Encoder
+    from ssl_ray.training import checkpoint
+
+    with tempfile.TemporaryDirectory() as directory:
+        algorithm = recipe.algorithm.build()
+        state = checkpoint.load(_fetched(checkpoint_uri, directory))
+        algorithm.load_state_dict(state["algorithm"])
+    side = recipe.views.build().sizes[0]
+    encoder = Encoder(algorithm.backbone, algorithm.data_preprocessor)
+    tracker.log_model(encoder, torch.zeros(2, 3, side, side), "backbone", step=state["next_step"])
+
+
+def _fetched(uri: str, directory: str) -> Path:
+    """A checkpoint's folder as a local path; downloaded where it lies in an object store."""
+    if "://" not in uri:
+        return Path(uri)
+    from pyarrow import fs
+
+    fs.copy_files(uri, directory)
+    return Path(directory)
+
+

@@ -1,0 +1,126 @@
+"""The Ray cluster a run uses: started here or joined, quiet, and known to be large enough before anything starts."""
+
+import logging
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from ssl_ray.errors import UserError
+
+# Read by Ray Train in the driver. Reports are taken once per poll: 2 s by default, which a short run would feel.
+_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+# A worker gets at least this share of a core when a small machine is shared out.
+MIN_CPUS_PER_WORKER = 0.25
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one training worker takes."""
+
+    cpus: float
+    gpus: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Ray's form; both keys always, for Ray's default leaves out the CPU when there is a GPU."""
+        return {"CPU": self.cpus, "GPU": self.gpus}
+
+
+def connect(address: str | None, *, verbose: bool) -> None:
+    """Joins the cluster at `address` (or RAY_ADDRESS), else starts Ray on this machine. Raises UserError if it cannot."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not verbose:
+        os.environ.setdefault("RAY_LOG_TO_DRIVER_EVENT_LEVEL", "FATAL")
+    address = address or os.environ.get("RAY_ADDRESS")
+    # An explicit address does not pick up the token that Ray keeps; without this it would retry and then be refused.
+    if address and "RAY_AUTH_MODE" not in os.environ and _has_token():
+        os.environ["RAY_AUTH_MODE"] = "token"
+    quiet: dict[str, Any] = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+        "configure_logging": True,
+    }
+    with warnings.catch_warnings():
+        if not verbose:
+            warnings.simplefilter("ignore")
+        try:
+            if address:
+                ray.init(address=address, **quiet)
+            else:
+                ray.init(address="local", include_dashboard=False, **quiet)
+        except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
+            where = f"the Ray cluster at {address}" if address else "Ray on this machine"
+            raise UserError(f"address: cannot reach {where}: {_first_line(error)}") from error
+    if not verbose:
+        for name in ("ray", "ray.train", "ray.data", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _has_token() -> bool:
+    default = os.path.expanduser("~/.ray/auth_token")
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or os.path.exists(
+        os.environ.get("RAY_AUTH_TOKEN_PATH", default)
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def fit_workers(workers: int, cpus_per_worker: float | None, gpus_per_worker: float | None) -> Resources:
+    """Decides what each worker takes, and refuses what the cluster cannot serve.
+
+    Ray Data gets only the CPUs that training leaves: at least one must be left, or the run would wait for ever without
+    a word. By default a worker takes a GPU where there are any, and one CPU, or less on a machine with few.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = sum(node.get("CPU", 0.0) for node in nodes)
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    if gpus_per_worker is None:
+        gpus_per_worker = 1.0 if gpus else 0.0
+    has = f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} node{'s' if len(nodes) > 1 else ''}"
+    if gpus_per_worker * workers > gpus:
+        raise UserError(
+            f"workers: {workers} workers x {gpus_per_worker:g} GPUs need {gpus_per_worker * workers:g}, {has}; "
+            f"use --workers {int(gpus / gpus_per_worker)} or --gpus-per-worker 0"
+        )
+    if cpus_per_worker is None:
+        spare = max(cpus - 1, 0) / workers
+        cpus_per_worker = 1.0 if spare >= 1 else math.floor(spare * 20) / 20
+        if cpus_per_worker < MIN_CPUS_PER_WORKER:
+            most = int(max(cpus - 1, 0) / MIN_CPUS_PER_WORKER)
+            raise UserError(
+                f"workers: {workers} workers need {workers * MIN_CPUS_PER_WORKER:g} CPUs at the least and one more for "
+                f"the data, {has}; use --workers {most} or fewer, or a larger cluster (--address)"
+            )
+    if cpus_per_worker * workers > cpus - 1:
+        raise UserError(
+            f"workers: {workers} workers x {cpus_per_worker:g} CPUs need {cpus_per_worker * workers:g} and the data one "
+            f"more, {has}; use fewer --workers or a smaller --cpus-per-worker"
+        )
+    resources = Resources(cpus_per_worker, gpus_per_worker)
+    fits = sum(
+        int(min(node.get(name, 0.0) / need for name, need in resources.as_dict().items() if need) + 1e-9)
+        for node in nodes
+    )
+    if fits < workers:
+        raise UserError(
+            f"workers: only {fits} of {workers} workers of {cpus_per_worker:g} CPUs and {gpus_per_worker:g} GPUs fit on "
+            f"single nodes, {has}; use --workers {fits} or smaller workers"
+        )
+    return resources
+
+
+def disconnect() -> None:
+    """Leaves the cluster; one that `connect` started ends with this."""
+    ray.shutdown()

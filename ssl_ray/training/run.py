@@ -1,0 +1,178 @@
+"""The driver of a run: data set, cluster, MLflow run, stream, `TorchTrainer`, result."""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from ssl_ray.console import Console, TrainStatus
+from ssl_ray.data.plan import Plan
+from ssl_ray.data.source import Dataset
+from ssl_ray.data.stream import StreamConfig, start_dealer
+from ssl_ray.errors import UserError
+from ssl_ray.recipe import Recipe
+from ssl_ray.tracking import TrackingTarget
+from ssl_ray.training.cluster import Resources
+from ssl_ray.training.folder import RunFolder
+from ssl_ray.training.loop import Fatal, Job, train_loop
+
+# A worker that dies (a node lost, out of memory) is restarted this often, from the last checkpoint.
+MAX_FAILURES = 3
+# A lost peer should end a collective in minutes, not in torch's half hour.
+COLLECTIVE_TIMEOUT_S = 600
+POLL_S = 0.2
+
+
+@dataclass
+class RunResult:
+    """How a run ended.
+
+    status: "finished", "stopped" (asked to, with a checkpoint) or "interrupted" (at once). summary: what rank 0
+    returned: steps, evaluations, images_per_second. checkpoint: path or URI of the last one.
+    """
+
+    status: str
+    summary: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    history: list[TrainStatus] = field(default_factory=list)
+
+
+def run(
+    recipe: Recipe,
+    dataset: Dataset,
+    folder: RunFolder,
+    *,
+    workers: int,
+    resources: Resources,
+    tracking: TrackingTarget | None,
+    console: Console,
+    verbose: bool = False,
+    on_first_step: Callable[[], None] = lambda: None,
+) -> RunResult:
+    """Trains a resolved recipe on a connected cluster, from the folder's last checkpoint if there is one.
+
+    Shows progress while it runs. One Ctrl-C ends the run with a checkpoint at its next look, a second one at once.
+    Raises UserError when the run cannot go on for a reason that starting it again would not mend.
+    """
+    plan = Plan(dataset.train.info.num_samples, recipe.training.global_batch_size, recipe.training.seed)
+    total_steps = plan.total_steps(recipe.training.epochs)
+    stop_step = min(total_steps, recipe.training.max_steps or total_steps)
+    stream = StreamConfig(
+        dataset.train, recipe.views.build(), plan, total_steps=stop_step, max_broken=recipe.data.max_broken
+    )
+    dealer = start_dealer(stream)
+    if folder.latest_checkpoint() is None:
+        # The pipe fills while the workers start. A run that continues learns its step from the checkpoint first.
+        ray.get(dealer.start.remote(0, workers))
+    events = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={
+            "job": Job(recipe, dataset, plan, total_steps, stop_step, dealer, events, tracking)
+        },
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=resources.gpus > 0, resources_per_worker=resources.as_dict()
+        ),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=folder.storage,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=recipe.training.keep_checkpoints),
+            logging_config=_logging_config(verbose),
+        ),
+    )
+    fit = _Background(trainer.fit)
+    result = RunResult("finished")
+    interrupts = 0
+    with console.progress(stop_step, recipe.name) as progress:
+        while True:
+            try:
+                for event in _events(events, fit):
+                    if isinstance(event, Fatal):
+                        raise UserError(event.message)
+                    if isinstance(event, TrainStatus):
+                        if not result.history:
+                            on_first_step()
+                        result.history.append(event)
+                        progress.update(event)
+                    elif isinstance(event, dict):
+                        progress.note(describe_evaluation(event))
+                    else:
+                        progress.note(f"warning: {event}")
+                    for broken in ray.get(dealer.take_news.remote()):
+                        progress.note(f"warning: {broken.path}: {broken.reason}; another sample took its place")
+                break
+            except KeyboardInterrupt:
+                interrupts += 1
+                if interrupts > 1:
+                    result.status = "interrupted"
+                    return result
+                progress.note("stopping at the next look, with a checkpoint; Ctrl-C again stops at once")
+                dealer.request_stop.remote()
+    outcome = fit.outcome()
+    result.summary = outcome.return_value or {}
+    result.checkpoint = outcome.checkpoint.path if outcome.checkpoint else folder.latest_checkpoint()
+    if result.summary and result.summary["steps"] < stop_step:
+        result.status = "stopped"
+    return result
+
+
+def describe_evaluation(result: dict[str, float]) -> str:
+    """One line for an online evaluation."""
+    parts = [f"epoch {result['epoch']:g}"]
+    if "val/knn_top1" in result:
+        parts.append(f"kNN top-1 {100 * result['val/knn_top1']:.1f} %")
+    parts.append(f"embedding std {result['embedding/std']:.4f}")
+    return ": ".join([parts[0], ", ".join(parts[1:])])
+
+
+class _Background:
+    """A call in a thread. Signals reach only the main thread, which stays free to answer Ctrl-C."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._outcome: queue.Queue[tuple[bool, Any]] = queue.Queue()
+        self.thread = threading.Thread(target=self._run, args=(call,), daemon=True)
+        self.thread.start()
+
+    def _run(self, call: Callable[[], Any]) -> None:
+        try:
+            self._outcome.put((True, call()))
+        except BaseException as error:
+            self._outcome.put((False, error))
+
+    @property
+    def running(self) -> bool:
+        return self._outcome.empty()
+
+    def outcome(self) -> Any:
+        succeeded, value = self._outcome.get()
+        if not succeeded:
+            raise value
+        return value
+
+
+def _events(events: Queue, call: _Background) -> Iterator[Any]:
+    """What the workers send, until the call has ended and all is read."""
+    while True:
+        running = call.running
+        with contextlib.suppress(Empty):
+            yield events.get(block=True, timeout=POLL_S)
+            continue
+        if not running:
+            return
+        time.sleep(0)
+
+
+def _logging_config(verbose: bool) -> Any:
+    from ray.train import LoggingConfig
+
+    return LoggingConfig(log_level="INFO" if verbose else "ERROR")

@@ -1,0 +1,1 @@
+"""Ray Tune over training runs."""
