@@ -5,9 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ssl_ray.data.preview import preview_grid
+from ssl_ray.data.preview import preview_grid, some_images
 from ssl_ray.data.source import Dataset
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import AnyTracker
@@ -22,20 +20,8 @@ def at_start(tracker: AnyTracker, recipe: Recipe, dataset: Dataset) -> None:
     """The resolved recipe, and a picture of what the network will see."""
     from matplotlib.figure import Figure
 
-    from ssl_ray.data.decode import BrokenImage, decode
-
     tracker.log_text(json.dumps(recipe.to_json(), indent=2), "recipe.json")
-    source = dataset.train
-    images = []
-    for data in source.read(np.arange(min(4 * PREVIEW_IMAGES, source.info.num_samples))):
-        try:
-            images.append(decode(data))
-        except BrokenImage:
-            continue
-        if len(images) == PREVIEW_IMAGES:
-            break
-    if not images:
-        return
+    images = some_images(dataset.train, PREVIEW_IMAGES, recipe.training.seed)
     grid = preview_grid(recipe.views.build(), images, seed=recipe.training.seed)
     figure = Figure(figsize=(grid.shape[1] / 100, grid.shape[0] / 100), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))

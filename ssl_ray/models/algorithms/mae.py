@@ -65,10 +65,6 @@ class MAE(BaseModel):
         pixels = mask[:, :, None].expand_as(pred)
         return Reconstruction(*(self.head.unpatchify(x).permute(0, 2, 3, 1) for x in (pred, pixels)))
 
-    def embed(self, views: Views) -> Tensor:
-        """Mean of the encoder's patch tokens with nothing masked, (B, D)."""
-        return self.backbone.tokens(self.data_preprocessor(views)[0])[:, 1:].mean(dim=1)
-
     def param_groups(self) -> list[ParamGroup]:
         """Weights (and tokens, see `decay_tokens`), and apart from them what is not decayed."""
         tokens = [] if self.decay_tokens else [self.backbone.cls_token, self.neck.mask_token]

@@ -76,6 +76,10 @@ class MAEViT(nn.Module):
         """Features of the whole image, nothing masked: (B, C, H, W) -> (B, 1 + L, D), class token first."""
         return self._encode(self.patch_embed(x) + self.pos_embed[:, 1:])
 
+    def embed(self, x: Tensor) -> Tensor:
+        """Mean of the patch tokens of the whole image, (B, D): what kNN and probes judge."""
+        return self.tokens(x)[:, 1:].mean(dim=1)
+
     def _encode(self, patches: Tensor) -> Tensor:
         # The class token joins after masking, so it is never dropped.
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)

@@ -6,6 +6,7 @@ the names of timm and of the official MAE, so that their checkpoints load as the
 
 import logging
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,9 +61,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         b, n, _ = x.shape
-        q, k, v = (
-            self.qkv(x).reshape(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        )  # each (B, heads, N, d)
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
         x = F.scaled_dot_product_attention(q, k, v)
         projected: Tensor = self.proj(x.transpose(1, 2).flatten(2))
         return projected
@@ -142,13 +142,12 @@ def resize_positions(positions: Tensor, num_patches: int, num_prefix: int = 1) -
 
 def resize_positions_on_load(module: nn.Module, name: str) -> None:
     """From now on `module.load_state_dict` fits positions `name` of another image or patch size, and says so."""
+    module.register_load_state_dict_pre_hook(partial(_fit_positions, name))  # type: ignore[no-untyped-call]
 
-    def hook(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-        own, given = getattr(module, name), state_dict.get(prefix + name)
-        if given is not None and given.shape != own.shape and given.shape[2] == own.shape[2]:
-            logger.warning(
-                "%s: positions for %d patches resized to %d", name, given.shape[1] - 1, own.shape[1] - 1
-            )
-            state_dict[prefix + name] = resize_positions(given, own.shape[1] - 1)
 
-    module.register_load_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
+def _fit_positions(name: str, module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    own, given = getattr(module, name), state_dict.get(prefix + name)
+    if given is not None and given.shape != own.shape and given.shape[2] == own.shape[2]:
+        old, new = given.shape[1] - 1, own.shape[1] - 1
+        logger.warning("%s: positions for %d patches resized to %d", name, old, new)
+        state_dict[prefix + name] = resize_positions(given, new)
