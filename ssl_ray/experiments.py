@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ssl_ray.errors import UserError, nearest
 from ssl_ray.recipe import Recipe
@@ -19,7 +19,7 @@ from ssl_ray.recipe import Recipe
 if TYPE_CHECKING:
     from ssl_ray.data.source import DatasetInfo
 
-Scale = Literal["auto", "paper", "small"]
+SCALES = ("auto", "paper", "small")
 
 SMALL_IMAGE = 64
 """Images whose longer side is at most this many pixels get SMALL."""
@@ -29,7 +29,7 @@ class Chosen(NamedTuple):
     """A recipe, and in words which one it is and why."""
 
     recipe: Recipe
-    reason: str
+    origin: str
 
 
 def folder() -> Path:
@@ -55,44 +55,44 @@ def load(source: str) -> ModuleType:
     return _load_built_in(source)
 
 
-def load_recipe(source: str, scale: Scale = "auto", info: "DatasetInfo | None" = None) -> Chosen:
+def load_recipe(source: str, scale: str = "auto", info: "DatasetInfo | None" = None) -> Chosen:
     """The recipe that a command line names.
 
     source: a built-in ("moco"), a file ("mine.py"), an attribute of either ("moco:PAPER_V1", "mine.py:TINY"), or a
-    recipe.json. scale: "auto" takes PAPER when the images of `info` are larger than 64 px, else SMALL. Raises UserError.
+    recipe.json. scale: "paper", "small", or "auto", which takes PAPER when the images of `info` are larger than 64 px
+    and SMALL otherwise; a file with one recipe needs no choice. Raises UserError.
     """
+    if scale not in SCALES:
+        raise UserError(f"scale: {scale!r}; {nearest(scale, SCALES)}")
     if source.endswith(".json"):
         if scale != "auto":
-            raise UserError(f"--scale {scale}: {source} holds one recipe; leave --scale out")
+            raise UserError(f"scale: {source} holds one recipe; leave --scale {scale} out")
         return Chosen(_read_json(Path(source)), source)
-    file, _, attribute = source.rpartition(":") if ":" in source else (source, "", "")
-    module = load(file)
-    recipes = {name: value for name, value in vars(module).items() if isinstance(value, Recipe)}
+    file, _, attribute = source.partition(":")
+    recipes = {name: value for name, value in vars(load(file)).items() if isinstance(value, Recipe)}
+    why = ""
     if attribute and scale != "auto":
-        raise UserError(f"--scale {scale}: {source} already names a recipe; leave one of the two out")
-    if not attribute and len(recipes) == 1 and scale == "auto":
+        raise UserError(f"scale: {source} names its recipe; leave --scale {scale} out")
+    if not attribute and scale != "auto":
+        attribute = scale.upper()
+    elif not attribute and len(recipes) == 1:
         (attribute,) = recipes
-    reason = ""
-    if not attribute:
-        attribute, reason = _scaled(scale, info)
+    elif not attribute:
+        attribute, why = _fitting(info)
     if attribute not in recipes:
         raise UserError(f"{file} has no recipe {attribute!r}; {nearest(attribute, recipes)}")
-    return Chosen(recipes[attribute], f"{attribute} of {file}{reason}")
+    return Chosen(recipes[attribute], f"{attribute} of {file}{why}")
 
 
-def _scaled(scale: Scale, info: "DatasetInfo | None") -> tuple[str, str]:
+def _fitting(info: "DatasetInfo | None") -> tuple[str, str]:
     """PAPER or SMALL, and why."""
-    if scale != "auto":
-        return scale.upper(), f", as --scale {scale} says"
     if info is None:
-        raise UserError("scale: say 'paper' or 'small', or give a data set to choose by")
+        raise UserError("scale: say paper or small; without a data set there is nothing to choose by")
     height, width = info.image_size
     large = max(height, width) > SMALL_IMAGE
-    compared = "larger than" if large else "at most"
-    reason = (
-        f", for images of {height} x {width} px are {compared} {SMALL_IMAGE} px (--scale decides otherwise)"
-    )
-    return ("PAPER" if large else "SMALL"), reason
+    than = "larger than" if large else "at most"
+    why = f": the images, {height} x {width} px, are {than} {SMALL_IMAGE} px; --scale decides otherwise"
+    return ("PAPER" if large else "SMALL"), why
 
 
 @functools.cache

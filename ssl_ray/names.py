@@ -59,7 +59,7 @@ def builtin() -> dict[str, Target]:
     for module in modules:
         for name, value in vars(importlib.import_module(module)).items():
             if is_target(value) and value.__module__ == module and not name.startswith("_"):
-                found[name] = value
+                assert found.setdefault(name, value) is value, f"two built-ins are called {name}"
     return found
 
 

@@ -88,6 +88,19 @@ def parse_value(text: str) -> Any:
         return text
 
 
+def format_value(value: Any) -> str:
+    """The text that `parse_value` reads as `value`. A Spec is only named: its arguments have paths of their own."""
+    if isinstance(value, Spec):
+        return value.name
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(format_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{k!r}: {format_value(v)}' for k, v in value.items())}}}"
+    if isinstance(value, str):
+        return value if _reads_back(value) else repr(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
 class _NoValue(Exception):
     """This piece of syntax is no value."""
 
@@ -111,6 +124,14 @@ def _value(node: ast.expr) -> Any:
                 k.value: _value(v) for k, v in zip(keys, values, strict=True) if isinstance(k, ast.Constant)
             }
     raise _NoValue
+
+
+def _reads_back(text: str) -> bool:
+    """True for a text that needs no quotes, even inside a list."""
+    try:
+        return bool(parse_value(text) == text) and not set(text) & set(",[]{}\"'")
+    except UserError:
+        return False
 
 
 def _text(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Recipe: everything that decides what a run computes, as one frozen value that round-trips through JSON."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ssl_ray.checks import REQUIRED, check, signature
 from ssl_ray.errors import UserError
-from ssl_ray.paths import replace_at
+from ssl_ray.paths import parse_value, replace_at
 from ssl_ray.spec import Spec
 
 FORMAT = 1
@@ -158,6 +158,17 @@ def overrides(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     for path, value in values.items():
         recipe = replace_at(recipe, path, value)
     return recipe
+
+
+def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
+    """`["training.epochs=5", ...]`, as typed after `--set`, for `overrides`. Raises UserError."""
+    values: dict[str, Any] = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        if not equals or not path.strip():
+            raise UserError(f"--set {text!r}: write path=value, such as training.epochs=5")
+        values[path.strip()] = parse_value(value)
+    return values
 
 
 def _read(section: Callable[..., _S], data: Mapping[str, Any]) -> _S:

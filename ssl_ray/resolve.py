@@ -78,8 +78,8 @@ def check_workers(recipe: Recipe, workers: int) -> None:
     if workers < 1 or batch % (workers * accumulate):
         allowed = [str(w) for w in range(1, batch // accumulate + 1) if batch % (w * accumulate) == 0]
         raise UserError(
-            f"workers: {workers} x training.accumulate {accumulate} does not divide training.global_batch_size {batch}; "
-            f"workers may be {', '.join(allowed)}"
+            f"workers: {workers} x training.accumulate {accumulate} does not divide training.global_batch_size "
+            f"{batch}; workers may be {', '.join(allowed)}"
         )
 
 

@@ -1,0 +1,80 @@
+"""SimCLR: two views of an image attract, all others of the batch repel."""
+
+from ssl_ray.data.views import simclr_views
+from ssl_ray.models.algorithms.simclr import SimCLR
+from ssl_ray.models.backbones.resnet import ResNet
+from ssl_ray.models.heads.contrastive_head import ContrastiveHead
+from ssl_ray.models.losses.cross_entropy_loss import CrossEntropyLoss
+from ssl_ray.models.necks.nonlinear_neck import NonLinearNeck
+from ssl_ray.recipe import Evaluation, Optimization, Paper, Recipe, Training
+from ssl_ray.spec import Spec
+from ssl_ray.training.lars import LARS
+from ssl_ray.tuning.space import LogUniform, Search, Uniform
+
+PAPER_INFO = Paper(
+    title="A Simple Framework for Contrastive Learning of Visual Representations",
+    arxiv="2002.05709",
+    year=2020,
+    result="62.7 linear (batch 256, 200 epochs)",  # MMSelfSup model zoo; 66.9 with a batch of 4096
+)
+
+# Version 1 of google-research/simclr with the batch and epochs of MMSelfSup
+# configs/selfsup/simclr/simclr_resnet50_8xb32-coslr-200e.
+PAPER = Recipe(
+    name="simclr",
+    paper=PAPER_INFO,
+    algorithm=Spec(
+        SimCLR,
+        backbone=Spec(
+            ResNet, depth=50, zero_init_residual=True
+        ),  # MMSelfSup configs/selfsup/_base_/models/simclr.py
+        neck=Spec(
+            NonLinearNeck, in_channels=2048, hid_channels=2048, out_channels=128
+        ),  # section 2.3: 2 layers, 128-d
+        head=Spec(ContrastiveHead, temperature=0.1, loss=Spec(CrossEntropyLoss)),  # table 5 and appendix B.6
+    ),
+    # Appendix A: crops of 0.08 to 1 of the area, jitter (0.8, 0.8, 0.8, 0.2) with p 0.8, gray 0.2, blur 0.5.
+    views=Spec(simclr_views, size=224),
+    optimization=Optimization(
+        # Decay: section 2.3. The official lars_optimizer.py multiplies by lr before the momentum.
+        optimizer=Spec(LARS, momentum=0.9, weight_decay=1e-6, lr_in_momentum=True),
+        base_lr=0.3,  # section 2.3: 0.3 * batch / 256
+        warmup_epochs=10,  # section 2.3
+        schedule="cosine",  # section 2.3
+    ),
+    training=Training(epochs=200, global_batch_size=256),  # SyncBN: section 2.2, "global BN"
+)
+
+SMALL = Recipe(
+    name="simclr",
+    paper=PAPER_INFO,
+    algorithm=Spec(
+        SimCLR,
+        backbone=Spec(ResNet, depth=18, width=16, stem="small"),
+        neck=Spec(NonLinearNeck, in_channels=128, hid_channels=128, out_channels=64),
+        head=Spec(ContrastiveHead, temperature=0.2, loss=Spec(CrossEntropyLoss)),
+    ),
+    # The embedded set is gray: jitter of saturation and hue would do nothing, and blur at 28 px leaves too little.
+    views=Spec(
+        simclr_views,
+        size=28,
+        min_scale=0.3,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.0,
+        hue=0.0,
+        gray_p=0.0,
+        blur_p=0.0,
+    ),
+    optimization=Optimization(
+        optimizer=Spec(LARS, momentum=0.9, weight_decay=1e-6), base_lr=1.0, warmup_epochs=1
+    ),
+    training=Training(epochs=20, global_batch_size=256),
+    evaluation=Evaluation(every_epochs=5),
+)
+
+SEARCH: Search = {
+    "optimization.base_lr": LogUniform(0.1, 5.0),
+    "algorithm.head.temperature": LogUniform(0.05, 1.0),
+    "views.min_scale": Uniform(0.08, 0.6),
+}

@@ -1,0 +1,15 @@
+"""The command line: `ssl-ray VERB`. One file per verb; a verb imports what it needs when it runs."""
+
+import sys
+
+
+def main() -> None:
+    """Runs the command line. A user's mistake is one line on stderr and exit status 2."""
+    from ssl_ray.cli.app import app
+    from ssl_ray.errors import UserError
+
+    try:
+        app()
+    except UserError as error:
+        print(f"ssl-ray: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,81 @@
+"""`ssl-ray pretrain`: train a recipe on images, on this machine or on a cluster."""
+
+from typing import Annotated
+
+import typer
+
+
+def pretrain(
+    recipe: Annotated[
+        str | None, typer.Argument(help="An algorithm (see `ssl-ray list`), a recipe.json, or a file.py[:NAME].")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="fashion, digits, torchvision:NAME, a folder, Parquet, s3://... [default: fashion]"),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Training workers.")] = 1,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="path=value, such as algorithm.backbone.depth=18.")
+    ] = None,
+    scale: Annotated[str, typer.Option(help="auto, paper or small.")] = "auto",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Short for --set training.epochs=N.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop after N steps; schedules stay those of the whole run.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Short for --set training.seed=N.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The run's name; the same name again continues that run.")
+    ] = None,
+    storage: Annotated[
+        str, typer.Option(envvar="SSL_RAY_STORAGE", help="Where runs are kept; all nodes must reach it.")
+    ] = "runs",
+    resume: Annotated[
+        str | None, typer.Option(help="Continue this run (folder or name) at its next batch.")
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="Parquet column of encoded images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Parquet column of labels.")] = None,
+    holdout: Annotated[
+        float, typer.Option(help="Share held out for evaluation where the data has no split.")
+    ] = 0.1,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, else this machine]")
+    ] = None,
+    cpus_per_worker: Annotated[float | None, typer.Option(help="CPUs of each worker.")] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(help="GPUs of each worker.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and warnings only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also what Ray says.")] = False,
+) -> None:
+    """Pretrain a model without labels."""
+    from ssl_ray.console import Console
+    from ssl_ray.errors import UserError
+    from ssl_ray.training.pretrain import Request, pretrain
+
+    if recipe is None and resume is None:
+        raise UserError("pretrain: name what to train, such as `ssl-ray pretrain moco`; `ssl-ray list` shows all")
+    if resume is not None and (settings or epochs or seed is not None or name or data):
+        raise UserError(
+            "resume: a resumed run keeps its recipe, data and name; leave out --set, --epochs, --seed, --data and --name, "
+            "or start a new run"
+        )
+    shorthands = {"training.epochs": epochs, "training.max_steps": steps, "training.seed": seed}
+    pretrain(
+        Request(
+            recipe=recipe,
+            data=data or "fashion",
+            workers=workers,
+            settings=[*(settings or []), *(f"{k}={v}" for k, v in shorthands.items() if v is not None)],
+            scale=scale,
+            name=name,
+            storage=storage,
+            resume=resume,
+            columns={"image_column": image_column, "label_column": label_column},
+            holdout=holdout,
+            address=address,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
+            as_json=as_json,
+            verbose=verbose,
+        ),
+        Console("quiet" if quiet or as_json else "verbose" if verbose else "normal"),
+    )

@@ -1,0 +1,45 @@
+"""`ssl-ray show`: what a run would do, every value of it, before it starts."""
+
+from typing import Annotated
+
+import typer
+
+
+def show(
+    recipe: Annotated[
+        str, typer.Argument(help="An algorithm (see `ssl-ray list`), a recipe.json, or a file.py[:NAME].")
+    ],
+    data: Annotated[str, typer.Option(help="The data set to fit the recipe to.")] = "fashion",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="path=value, such as algorithm.backbone.depth=18.")
+    ] = None,
+    scale: Annotated[str, typer.Option(help="auto, paper or small.")] = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print it as a recipe.json, ready for `pretrain`.")
+    ] = False,
+) -> None:
+    """Show a recipe as it would run on a data set: a line `path = value` for everything that --set can change."""
+    import json
+
+    from ssl_ray.checks import REQUIRED
+    from ssl_ray.data.source import open_dataset
+    from ssl_ray.experiments import load_recipe
+    from ssl_ray.paths import format_value, walk
+    from ssl_ray.recipe import overrides, parse_settings
+    from ssl_ray.resolve import resolve
+
+    info = open_dataset(data).train.info
+    chosen = load_recipe(recipe, scale=scale, info=info)
+    resolved = resolve(overrides(chosen.recipe, parse_settings(settings or [])), info)
+    if as_json:
+        print(json.dumps(resolved.recipe.to_json(), indent=2))
+        return
+    height, width = info.image_size
+    print(f"# {chosen.origin}")
+    print(f"# data: {info.name}, {info.num_samples} images of {height} x {width} px")
+    for path, value in walk(resolved.recipe):
+        # Left to the run (the optimiser's parameters and rate): nothing to show.
+        if value is REQUIRED or path == "optimization.optimizer.lr":
+            continue
+        origin = resolved.origins.get(path)
+        print(f"{path} = {format_value(value)}" + (f"  # {origin}" if origin else ""))

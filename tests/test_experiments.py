@@ -1,0 +1,136 @@
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ssl_ray import experiments
+from ssl_ray.errors import UserError
+from ssl_ray.paths import replace_at, walk
+from ssl_ray.recipe import Recipe
+from ssl_ray.tuning.space import Choice, LogUniform, Uniform
+from tests.test_resolve import INFO, LARGE
+
+OWN = """
+from torch import nn
+from ssl_ray.experiments import load
+from ssl_ray.recipe import override
+from ssl_ray.spec import Spec
+
+class OwnLoss(nn.Module):
+    pass
+
+TINY = override(load("moco").SMALL, "algorithm.head.loss", Spec(OwnLoss))
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Path]:
+    path, known = tmp_path / "own_recipes.py", list(sys.path)
+    path.write_text(OWN)
+    yield path
+    sys.path[:] = known
+    sys.modules.pop("own_recipes", None)
+
+
+@pytest.mark.parametrize("name", experiments.names())
+def test_every_experiment_is_whole(name: str) -> None:
+    module = experiments.load(name)
+    recipes = {n: v for n, v in vars(module).items() if isinstance(v, Recipe)}
+    assert {"PAPER", "SMALL"} <= recipes.keys()
+    for recipe in recipes.values():
+        assert recipe.name == name
+        assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    assert module.SMALL.algorithm.build().backbone is not None
+    paths = dict(walk(module.SMALL))
+    for path, space in module.SEARCH.items():
+        assert path in paths
+        values = space.values if isinstance(space, Choice) else (space.low, space.high)
+        for value in values:
+            replace_at(module.SMALL, path, value)
+
+
+@pytest.mark.parametrize("name", ["moco", "simclr", "mae"])
+def test_paper_recipes_agree_with_the_published_table(name: str) -> None:
+    """lr at the published batch, weight decay, epochs, warm-up: MMSelfSup's configs."""
+    published = {
+        "moco": (0.03, 256, 1e-4, 200, 0),
+        "simclr": (0.3, 256, 1e-6, 200, 10),
+        "mae": (2.4e-3, 4096, 0.05, 400, 40),
+    }
+    recipe = experiments.load(name).PAPER
+    optimization, training = recipe.optimization, recipe.training
+    lr, batch, decay, epochs, warmup = published[name]
+    assert optimization.base_lr * batch / 256 == pytest.approx(lr)
+    assert (training.global_batch_size, training.epochs) == (batch, epochs)
+    assert optimization.optimizer.kwargs["weight_decay"] == decay
+    assert optimization.warmup_epochs == warmup
+
+
+def test_scale_follows_the_images() -> None:
+    module = experiments.load("moco")
+    assert experiments.load_recipe("moco", info=INFO).recipe is module.SMALL
+    assert experiments.load_recipe("moco", info=LARGE).recipe is module.PAPER
+    assert experiments.load_recipe("moco", "paper", INFO).recipe is module.PAPER
+    assert experiments.load_recipe("moco", "small", LARGE).recipe is module.SMALL
+    assert experiments.load_recipe("moco:PAPER_V1", info=INFO).recipe is module.PAPER_V1
+    assert experiments.load_recipe("moco", info=INFO).origin.startswith(
+        "SMALL of moco: the images, 28 x 28 px"
+    )
+
+
+def test_own_file(own: Path) -> None:
+    for source in (str(own), f"{own}:TINY"):
+        recipe = experiments.load_recipe(source, info=INFO).recipe
+        assert recipe.to_json()["algorithm"]["head"]["loss"] == {"type": "own_recipes:OwnLoss"}
+        assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_own_file_whose_name_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("")
+    with pytest.raises(UserError, match="another module 'json'; rename the file"):
+        experiments.load(str(tmp_path / "json.py"))
+    sys.path.remove(str(tmp_path))
+
+
+def test_recipe_json(tmp_path: Path) -> None:
+    recipe = experiments.load("simclr").SMALL
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(recipe.to_json()))
+    assert experiments.load_recipe(str(path)).recipe == recipe
+    with pytest.raises(UserError, match="leave --scale small out"):
+        experiments.load_recipe(str(path), "small")
+    for text, message in (("{", "no JSON"), ("[]", "no recipe, but a list"), ("{}", "format None")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            experiments.load_recipe(str(path))
+    with pytest.raises(UserError, match="No such file"):
+        experiments.load_recipe(str(tmp_path / "absent.json"))
+
+
+@pytest.mark.parametrize(
+    ("source", "scale", "message"),
+    [
+        ("mooc", "auto", r"no experiment is called 'mooc'; did you mean 'moco'\?"),
+        ("moco", "big", "scale: 'big'; allowed: auto, paper, small"),
+        ("moco", "auto", "say paper or small"),
+        ("moco:PAPER_V9", "auto", "moco has no recipe 'PAPER_V9'; did you mean 'PAPER_V1'"),
+        ("moco:SMALL", "paper", "leave --scale paper out"),
+        ("nowhere/file.py", "auto", "no such file"),
+    ],
+)
+def test_says_what_it_cannot_load(source: str, scale: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        experiments.load_recipe(source, scale)
+
+
+def test_spaces_refuse_what_is_empty() -> None:
+    for make in (
+        lambda: Uniform(1, 1),
+        lambda: LogUniform(0, 1),
+        lambda: LogUniform(2, 1),
+        lambda: Choice(()),
+    ):
+        with pytest.raises(UserError, match=r"should be|at least one"):
+            make()
