@@ -66,7 +66,8 @@ def prepare(
             raise UserError(
                 f"out: {str(out)!r} holds shards of other images or another size; give an empty folder"
             )
-        return Prepared(str(out), manifest.info.num_samples, len(manifest.shard_rows), 0)
+        if all((out / shard_name(shard)).exists() for shard in range(len(manifest.shard_rows))):
+            return Prepared(str(out), manifest.info.num_samples, len(manifest.shard_rows), 0)
 
     packer = Packer(source, resize)
     identity = {"digest": content, "shard_bytes": shard_bytes, "batch_rows": packer.batch_rows}
@@ -99,9 +100,8 @@ def prepare(
         image_size = median_size(packer.encoded, source.path, sample_indices(total))
     info = replace(source.info, digest=content, image_size=image_size)
     manifest = Manifest(info, tuple(shard_rows), packer.batch_rows, resize)
-    _write(
-        out / MANIFEST, lambda stream: stream.write(manifest.to_json().encode())
-    )  # Last: it says "complete".
+    # Last, since its presence says that all the rest is there.
+    _write(out / MANIFEST, lambda stream: stream.write(manifest.to_json().encode()))
     return Prepared(str(out), total, len(shard_rows), len(shard_rows) - num_found, tuple(broken))
 
 

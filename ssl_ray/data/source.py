@@ -47,6 +47,14 @@ def open_dataset(
         dataset = open_torchvision(uri)
     else:
         dataset = _open_files(Location.of(uri), uri, columns)
+    for field, column in columns.items():
+        if column is not None and not isinstance(dataset.train, ParquetSource):
+            raise UserError(
+                f"{field}: got {column!r}, but {uri!r} is not Parquet and has no columns; leave it out"
+            )
+    if dataset.val is not None and dataset.val.info.num_classes is None and dataset.train.info.num_classes:
+        unused = "the held-out part has no labels and is not used"
+        dataset = Dataset(dataset.train, None, _join(dataset.note, unused))
     return dataset if dataset.val is not None else _hold_out(dataset, holdout)
 
 
@@ -125,5 +133,7 @@ def _dataset(train: FileSource, val: FileSource | None) -> Dataset:
 
 def _part(path: str) -> str | None:
     """The split that a Parquet file belongs to by its name: `train-00000-of-00004.parquet`, `data/val.parquet`."""
-    found = re.match(f"({TRAIN}|{'|'.join(HELD_OUT)})[^a-z/]*{re.escape(PARQUET)}$", path.rpartition("/")[2])
+    found = re.match(
+        f"({'|'.join((TRAIN, *HELD_OUT))})(?![a-z]).*{re.escape(PARQUET)}$", path.rpartition("/")[2]
+    )
     return found[1] if found else None

@@ -3,7 +3,7 @@
 One Ray Dataset serves all ranks. Its input blocks are rows of the plan (first step, number of steps, rank); a map task
 turns one into a block of views. `preserve_order` makes block i belong to rank i modulo W, so a small actor, the
 `Dealer`, can hand every rank its blocks without looking inside. Which sample is where, and what it looks like, was
-decided by the plan and by (seed, epoch, index, view): neither task order, the number of tasks nor a restart can change it.
+decided by the plan and by (seed, epoch, index, view): neither task order, the number of tasks nor a restart changes it.
 """
 
 import asyncio
@@ -77,7 +77,7 @@ class Batch:
 
 
 def block_steps(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
-    """Cuts steps start..stop-1 into blocks (first step, number of steps) of 1, 1, 2, 4, ... `most` steps.
+    """Cuts steps start..stop-1 into blocks (first step, number of steps) of 1, 2, 4, ... `most` steps.
 
     Short blocks first: the first batch should not wait for a whole block's worth of augmentation.
     """
@@ -85,7 +85,7 @@ def block_steps(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
     while first < stop:
         count = min(size, most, stop - first)
         yield first, count
-        size = size if first == start else size * 2
+        size *= 2
         first += count
 
 
@@ -194,16 +194,17 @@ class Dealer:
 
     async def report_broken(self, found: list[Broken]) -> None:
         """Called by data tasks. Stops the run when more than the allowed share of the data set is broken."""
-        fresh = [b for b in found if b.index not in self.broken]
-        self.broken.update({b.index: b for b in fresh})
-        self.news.extend(fresh)
+        fresh = {b.index: b for b in found if b.index not in self.broken}
+        self.broken |= fresh
+        self.news += fresh.values()
         allowed = self.config.max_broken * self.config.plan.num_samples
         if self.failure is None and len(self.broken) > allowed:
             listed = "; ".join(f"{b.path} ({b.reason})" for b in list(self.broken.values())[:20])
             more = f"; and {len(self.broken) - 20} more" if len(self.broken) > 20 else ""
             self._fail(
-                f"data.max_broken: {len(self.broken)} of {self.config.plan.num_samples} images are unreadable, more than "
-                f"the allowed share {self.config.max_broken:g}: {listed}{more}; mend or remove them, or raise data.max_broken"
+                f"data.max_broken: {len(self.broken)} of {self.config.plan.num_samples} images are unreadable, more "
+                f"than the allowed share {self.config.max_broken:g}: {listed}{more}; mend or remove them, or raise "
+                "data.max_broken"
             )
 
     async def take_news(self) -> list[Broken]:
@@ -237,7 +238,8 @@ class Dealer:
             future = asyncio.run_coroutine_threadsafe(queues[rank].put(item), self.loop)
             while not stop.is_set():
                 with contextlib.suppress(TimeoutError):
-                    return future.result(timeout=0.2)
+                    future.result(timeout=0.2)
+                    return
             future.cancel()
 
         try:
@@ -324,9 +326,7 @@ class Batches(Iterator[Batch]):
             self._next_block()
         rows = slice(self.row, self.row + self.batch_size)
         columns = {name: self._to_device(values[rows]) for name, values in self.block.items()}
-        batch = Batch(
-            self.step, [columns.pop(name).permute(0, 3, 1, 2) for name in self.view_names], columns
-        )
+        batch = Batch(self.step, [columns.pop(name).permute(0, 3, 1, 2) for name in self.view_names], columns)
         self.row += self.batch_size
         self.step += 1
         self.waited += time.perf_counter() - started

@@ -37,7 +37,7 @@ class Report:
 def verify(
     source: Source, on_progress: Callable[[int, int], None] | None = None, *, workers: int | None = None
 ) -> Report:
-    """Decodes every image. on_progress: called with (images done, images in all). workers: threads, default the CPUs."""
+    """Decodes every image. on_progress: called with (images done, images in all). workers: threads."""
     total = source.info.num_samples
     chunks = (np.arange(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK))
     report = Report()

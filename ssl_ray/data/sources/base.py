@@ -113,7 +113,7 @@ def median_size(
     for index, data in zip(indices, read(indices), strict=True):
         try:
             sizes.append(image_size(data))
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             broken = broken or f"{path(int(index))}: {error}"
     if not sizes:
         raise UserError(f"data: none of {len(indices)} sampled images can be read; the first is {broken}")

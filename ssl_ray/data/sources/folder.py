@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,6 @@ from ssl_ray.data.sources.location import Location
 from ssl_ray.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-# Requests in flight when the folder is on an object store.
-_REMOTE_READS = 32
 
 
 def is_image(path: str) -> bool:
@@ -74,15 +71,12 @@ class FolderSource:
     def read(self, indices: Int64) -> list[bytes]:
         """As Source.read; concurrent on an object store. A file that cannot be read gives b"", a broken image."""
         paths = self._paths.take(pa.array(np.asarray(indices, np.int64))).to_pylist()
-        if self.root.is_local or len(paths) == 1:
-            return [self._read(path) for path in paths]
-        with ThreadPoolExecutor(min(_REMOTE_READS, max(1, len(paths)))) as pool:
-            return list(pool.map(self._read, paths))
+        return self.root.map_reads(self._read, paths)
 
     def _read(self, path: str) -> bytes:
         try:
             return self.root.read_bytes(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):
             return b""
 
     def labels(self) -> Int64 | None:

@@ -1,18 +1,25 @@
 """Where files live: a local path, a file inside this package, or any URI that pyarrow.fs opens."""
 
+import builtins
 import os
 import posixpath
 import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
 
 from ssl_ray.errors import UserError
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+# Requests in flight on an object store.
+_REMOTE_READS = 32
 # The path differs from machine to machine, so it is looked up where it is used.
 EMBEDDED = "embedded:"
 
@@ -33,7 +40,7 @@ class Location:
         return cls(text if is_uri(text) else os.path.abspath(os.path.expanduser(text)))
 
     def __str__(self) -> str:
-        shown = re.sub(r"//[^/@]*@", "//", self.root)  # No credentials in messages.
+        shown = _masked(self.root)
         address, mark, query = shown.partition("?") if is_uri(shown) else (shown, "", "")
         return posixpath.join(address, self.path).rstrip("/") + mark + query if self.path else shown
 
@@ -89,7 +96,7 @@ class Location:
             path = info.path[start:]
             if not any(part.startswith(".") for part in path.split("/")):
                 entries.append((path, None if info.type == fs.FileType.Directory else info.size))
-        return sorted(entries)
+        return sorted(entries, key=lambda entry: entry[0])
 
     def read_bytes(self, path: str = "") -> bytes:
         """The content of this file, or of a file below this folder."""
@@ -98,6 +105,13 @@ class Location:
             return Path(full).read_bytes()  # Three times faster than through pyarrow.
         with self.filesystem.open_input_file(full) as file:
             return bytes(file.read())
+
+    def map_reads(self, read: Callable[[Item], Result], items: Sequence[Item]) -> builtins.list[Result]:
+        """`read(item)` for each item, in order; many at a time on an object store, where waiting is the cost."""
+        if self.is_local or len(items) < 2:
+            return [read(item) for item in items]
+        with ThreadPoolExecutor(min(_REMOTE_READS, len(items))) as pool:
+            return list(pool.map(read, items))
 
     def open(self) -> Any:
         """A random-access pyarrow file; memory-mapped when local."""
@@ -130,4 +144,9 @@ def _resolve(root: str) -> tuple[Any, str]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return _masked(str(error).splitlines()[0]) if str(error) else type(error).__name__
+
+
+def _masked(text: str) -> str:
+    """The text without the user and password of a URI."""
+    return re.sub(r"//[^/@\s]*@", "//", text)

@@ -19,6 +19,8 @@ from ssl_ray.errors import UserError
 
 # What one process keeps of the row groups it read last.
 CACHE_BYTES = 256 * 2**20
+# Larger numbers are identifiers, not classes.
+MAX_CLASSES = 1_000_000
 
 
 class ParquetSource:
@@ -72,7 +74,9 @@ class ParquetSource:
         )
         labels = self.labels()
         if self.label_column and labels is None:
-            self.note = f"column {self.label_column!r} holds missing or negative labels: taken as unlabelled"
+            self.note = (
+                f"column {self.label_column!r} holds missing, negative or huge labels: taken as unlabelled"
+            )
         # Neighbours, so that few row groups are read.
         size = median_size(self.read, self.path, np.arange(min(16, num_samples)))
         content = digest(self.files, groups.tobytes(), self.image_column, self.label_column)
@@ -130,7 +134,7 @@ class ParquetSource:
                 )
             column = pc.index_in(column, value_set=pa.array(self.class_names, pa.string()))
         values: Int64 = column.cast(pa.int64()).fill_null(-1).to_numpy()
-        return None if values.min() < 0 else values
+        return None if values.min() < 0 or values.max() >= MAX_CLASSES else values
 
     def path(self, index: int) -> str:
         """As Source.path: file and row of the whole set."""

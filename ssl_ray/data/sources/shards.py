@@ -82,18 +82,14 @@ class ShardSource:
         indices = np.asarray(indices, np.int64)
         shards = np.searchsorted(self._starts, indices, side="right") - 1
         batches, rows = np.divmod(indices - self._starts[shards], self.batch_rows)
-        blobs: list[bytes] = [b""] * len(indices)
-        order = np.lexsort((rows, batches, shards))  # Images of one record batch are read together.
-        held, images = None, None
-        for i in order.tolist():
-            place = int(shards[i]), int(batches[i])
-            if place != held:
-                held, images = (
-                    place,
-                    _reader(self.root / shard_name(place[0])).get_batch(place[1]).column("image"),
-                )
-            blobs[i] = images[int(rows[i])].as_py()  # type: ignore[index]
-        return blobs
+        places = list(zip(shards.tolist(), batches.tolist(), strict=True))
+        needed = sorted(set(places))  # Each record batch is read once.
+        images = dict(zip(needed, self.root.map_reads(self._images, needed), strict=True))
+        return [images[place][row].as_py() for place, row in zip(places, rows.tolist(), strict=True)]
+
+    def _images(self, place: tuple[int, int]) -> Any:
+        shard, batch = place
+        return _reader(self.root / shard_name(shard)).get_batch(batch).column("image")
 
     def labels(self) -> Int64 | None:
         """As Source.labels."""
@@ -107,7 +103,7 @@ class ShardSource:
         return str(_paths(self.root / INDEX)[index].as_py())
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=512)  # Each one holds an open file; 1,024 are allowed by default.
 def _reader(shard: Location) -> Any:
     return pa.ipc.open_file(shard.open())
 

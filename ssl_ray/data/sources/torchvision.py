@@ -34,9 +34,7 @@ def open_torchvision(uri: str) -> Dataset:
     """
     name, _, query = uri.removeprefix(SCHEME).partition("?")
     kind = _class(name)
-    parameters = set()
-    for base in kind.__mro__[:-1]:
-        parameters |= set(inspect.signature(base.__init__).parameters) - {"self", "args", "kwargs"}
+    parameters = _parameters(kind)
     given: dict[str, str | int | bool] = {key: _value(key, text) for key, text in parse_qsl(query)}
     for key in given:
         if key not in parameters:
@@ -57,6 +55,15 @@ def open_torchvision(uri: str) -> Dataset:
                 continue  # Not every set has every split.
         return Dataset(train, None)
     return Dataset(_source(name, given), None)
+
+
+def _parameters(kind: Any) -> set[str]:
+    """Names of the constructor's arguments, with those that it hands on to its base class."""
+    parameters = inspect.signature(kind.__init__).parameters
+    names = {name for name, parameter in parameters.items() if parameter.kind != parameter.VAR_KEYWORD} - {
+        "self"
+    }
+    return names if len(names) + 1 == len(parameters) else names | _parameters(kind.__base__)
 
 
 def _source(name: str, arguments: dict[str, str | int | bool]) -> "TorchvisionSource":

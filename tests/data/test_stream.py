@@ -1,0 +1,259 @@
+"""The stream's promises: order, equality over ranks and tasks, exact tails, broken samples replaced and counted."""
+
+import collections
+import hashlib
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssl_ray.data.plan import Plan
+from ssl_ray.data.source import DatasetInfo, open_dataset
+from ssl_ray.data.stream import (
+    Batches,
+    StreamConfig,
+    StreamError,
+    block_steps,
+    make_block,
+    start_dealer,
+)
+from ssl_ray.data.views import moco_v2_views
+
+STEPS = 23
+
+
+@dataclass(frozen=True)
+class Jpegs:
+    """Small JPEGs made from their index; those in `truncated` end in the middle."""
+
+    num_samples: int = 200
+    truncated: frozenset[int] = frozenset()
+
+    @property
+    def info(self) -> DatasetInfo:
+        return DatasetInfo(
+            name="jpegs", num_samples=self.num_samples, image_size=(40, 48), num_classes=None, digest="0"
+        )
+
+    def read(self, indices: np.ndarray) -> list[bytes]:
+        return [self._jpeg(int(i)) for i in indices]
+
+    def _jpeg(self, index: int) -> bytes:
+        pixels = np.random.default_rng(index).integers(0, 255, (5, 6, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+        data = buffer.getvalue()
+        return data[: len(data) // 2] if index in self.truncated else data
+
+    def labels(self) -> None:
+        return None
+
+    def path(self, index: int) -> str:
+        return f"jpegs/{index}.jpg"
+
+
+def config(source: Jpegs | None = None, batch: int = 16, **kwargs: object) -> StreamConfig:
+    source = source or Jpegs()
+    plan = Plan(source.num_samples, batch, seed=7)
+    return StreamConfig(source, moco_v2_views(size=24), plan, total_steps=STEPS, **kwargs)  # type: ignore[arg-type]
+
+
+def fingerprint(columns: dict[str, np.ndarray], rows: slice) -> list[tuple[int, str]]:
+    """(index, digest of both views) of each row."""
+    return [
+        (
+            int(columns["index"][row]),
+            hashlib.sha256(columns["view_0"][row].tobytes() + columns["view_1"][row].tobytes()).hexdigest(),
+        )
+        for row in range(*rows.indices(len(columns["index"])))
+    ]
+
+
+def expected(stream: StreamConfig, step: int) -> list[tuple[int, str]]:
+    """Global batch of a step, made here, one sample at a time."""
+    rows = []
+    for index in stream.plan.global_indices(step):
+        out = {n: np.zeros((1, *c.shape), c.dtype) for n, c in stream.pipeline.columns.items()}
+        (blob,) = stream.source.read(np.array([index]))
+        key = {"seed": stream.plan.seed, "epoch": stream.plan.epoch(step), "index": int(index)}
+        stream.pipeline.write(blob, **key, out=out, row=0)
+        rows += fingerprint(out | {"index": np.array([index])}, slice(None))
+    return rows
+
+
+def stream_of(stream: StreamConfig, world_size: int, first_step: int = 0) -> dict[int, list[tuple[int, str]]]:
+    """Step -> rows of the global batch, as `world_size` ranks receive them through Ray."""
+    import ray
+
+    dealer = start_dealer(stream)
+    ray.get(dealer.start.remote(first_step, world_size))
+    ranks = [
+        Batches(
+            dealer,
+            first_step=first_step,
+            rank=rank,
+            batch_size=stream.plan.global_batch_size // world_size,
+            views=2,
+            device=torch.device("cpu"),
+        )
+        for rank in range(world_size)
+    ]
+    received = {}
+    for batches in zip(*ranks, strict=True):
+        local = [
+            fingerprint(
+                {
+                    "index": b.samples["index"].numpy(),
+                    **{f"view_{i}": v.permute(0, 2, 3, 1).numpy() for i, v in enumerate(b.views)},
+                },
+                slice(None),
+            )
+            for b in batches
+        ]
+        received[batches[0].step] = [row for rows in zip(*local, strict=True) for row in rows]
+    ray.kill(dealer)
+    return received
+
+
+def test_blocks_cover_all_steps_and_begin_short() -> None:
+    blocks = list(block_steps(3, 60, most=16))
+    assert [count for _, count in blocks][:5] == [1, 2, 4, 8, 16]
+    assert [s for first, count in blocks for s in range(first, first + count)] == list(range(3, 60))
+    assert list(block_steps(5, 5, most=4)) == []
+
+
+def test_a_block_holds_the_rows_of_its_rank() -> None:
+    stream = config()
+    columns, broken = make_block(stream, first_step=10, num_steps=4, rank=1, world_size=2)
+    assert broken == []
+    wanted = [row for step in range(10, 14) for row in expected(stream, step)[1::2]]
+    assert fingerprint(columns, slice(None)) == wanted
+
+
+def test_broken_samples_are_replaced_by_the_plans_substitute_and_named() -> None:
+    whole = config()
+    bad = int(whole.plan.global_indices(0)[5])
+    stream = config(Jpegs(truncated=frozenset({bad})))
+    columns, broken = make_block(stream, first_step=0, num_steps=1, rank=0, world_size=1)
+    assert [(b.index, b.path) for b in broken] == [(bad, f"jpegs/{bad}.jpg")]
+    rows = fingerprint(columns, slice(None))
+    good = expected(whole, 0)
+    assert rows[:5] + rows[6:] == good[:5] + good[6:]
+    assert rows[5][0] == stream.plan.substitute(0, bad, 0) != bad
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_every_world_size_sees_the_same_global_batches(ray_cluster: None, world_size: int) -> None:
+    stream = config()
+    received = stream_of(stream, world_size)
+    assert received == {step: expected(stream, step) for step in range(STEPS)}
+
+
+@pytest.mark.slow
+def test_the_number_of_data_tasks_changes_nothing(ray_cluster: None) -> None:
+    import ray
+
+    @ray.remote(num_cpus=3)
+    class Holder:
+        def ready(self) -> bool:
+            return True
+
+    many = stream_of(config(), 2)
+    holder = Holder.remote()
+    ray.get(holder.ready.remote())
+    one_at_a_time = stream_of(config(), 2)
+    ray.kill(holder)
+    assert one_at_a_time == many
+
+
+@pytest.mark.slow
+def test_starting_at_a_step_gives_exactly_the_tail(ray_cluster: None) -> None:
+    stream = config()
+    assert stream_of(stream, 2, first_step=9) == {step: expected(stream, step) for step in range(9, STEPS)}
+
+
+@pytest.mark.slow
+def test_windows_are_joined_without_a_seam(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = config()
+    from ssl_ray.data import stream as module
+
+    monkeypatch.setattr(module, "WINDOW_BLOCKS", 4)
+    windows = list(module.Dealer._windows(_Configured(stream), 0, 2))  # type: ignore[arg-type]
+    assert len(windows) > 1
+    steps = [
+        (row["rank"], row["first_step"] + i)
+        for window in windows
+        for row in window
+        for i in range(row["num_steps"])
+    ]
+    assert sorted(steps) == [(rank, step) for rank in (0, 1) for step in range(STEPS)]
+
+
+@dataclass
+class _Configured:
+    config: StreamConfig
+
+
+@pytest.mark.slow
+def test_a_few_broken_images_are_reported_once_each(ray_cluster: None) -> None:
+    import ray
+
+    stream = config(Jpegs(truncated=frozenset({3, 77})), max_broken=0.02)
+    dealer = start_dealer(stream)
+    ray.get(dealer.start.remote(0, 1))
+    batches = Batches(dealer, first_step=0, rank=0, batch_size=16, views=2, device=torch.device("cpu"))
+    seen = [int(i) for batch in batches for i in batch.samples["index"]]
+    assert len(seen) == STEPS * 16
+    assert not {3, 77} & set(seen)
+    news = ray.get(dealer.take_news.remote())
+    assert sorted(b.path for b in news) == ["jpegs/3.jpg", "jpegs/77.jpg"]
+    assert all("truncated" in b.reason.lower() for b in news)
+    assert ray.get(dealer.take_news.remote()) == []
+    ray.kill(dealer)
+
+
+@pytest.mark.slow
+def test_too_many_broken_images_stop_the_run_with_the_list(ray_cluster: None) -> None:
+    import ray
+
+    stream = config(Jpegs(truncated=frozenset(range(0, 200, 4))), max_broken=0.01)
+    dealer = start_dealer(stream)
+    ray.get(dealer.start.remote(0, 1))
+    batches = Batches(dealer, first_step=0, rank=0, batch_size=16, views=2, device=torch.device("cpu"))
+    with pytest.raises(StreamError, match=r"more than the allowed share 0\.01: jpegs/\d+\.jpg"):
+        collections.deque(batches, maxlen=0)
+    ray.kill(dealer)
+
+
+@pytest.mark.slow
+def test_a_source_that_fails_is_heard_by_every_rank(ray_cluster: None) -> None:
+    import ray
+
+    dealer = start_dealer(config(_Gone()))
+    ray.get(dealer.start.remote(0, 2))
+    for rank in range(2):
+        batches = Batches(dealer, first_step=0, rank=rank, batch_size=8, views=2, device=torch.device("cpu"))
+        with pytest.raises(StreamError, match="the disk is gone"):
+            next(batches)
+    ray.kill(dealer)
+
+
+@dataclass(frozen=True)
+class _Gone(Jpegs):
+    def read(self, indices: np.ndarray) -> list[bytes]:
+        raise OSError("the disk is gone")
+
+
+def test_the_default_data_set_streams() -> None:
+    dataset = open_dataset("fashion")
+    stream = StreamConfig(
+        dataset.train, moco_v2_views(size=28), Plan(dataset.train.info.num_samples, 32, 0), total_steps=2
+    )
+    columns, broken = make_block(stream, first_step=0, num_steps=2, rank=0, world_size=1)
+    assert broken == []
+    assert columns["view_0"].shape == (64, 28, 28, 3)
+    assert columns["view_0"].std() > 10
