@@ -10,7 +10,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, TextIO
@@ -88,11 +89,12 @@ class Console:
         self.verbosity = verbosity
         self._out = _open(out or sys.stdout)
         self._err = _open(err or sys.stderr)
+        self._bar: _Bar | None = None
 
     def print(self, text: str) -> None:
         """A line of result; left out when quiet."""
         if self.verbosity != "quiet":
-            _line(self._out, text)
+            _line(self._results(), text)
 
     def detail(self, text: str) -> None:
         """A line that only `--verbose` shows."""
@@ -109,7 +111,7 @@ class Console:
 
     def json_line(self, value: Any) -> None:
         """One line of JSON on stdout. Data classes and NumPy scalars are understood; NaN and infinity become null."""
-        print(json.dumps(_plain(value)), file=self._out.file, flush=True)
+        _line(self._results(), json.dumps(_plain(value)))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         """A table of results. A column of numbers is aligned to the right; None is an empty cell."""
@@ -127,7 +129,7 @@ class Console:
             table.add_column(Text(name), justify="right" if to_right else "left")
         for row in cells:
             table.add_row(*map(Text, row))
-        self._out.print(table)
+        self._results().print(table)
 
     def progress(
         self, total_steps: int, name: str, clock: Callable[[], float] = time.monotonic
@@ -136,8 +138,24 @@ class Console:
         if self.verbosity == "quiet":
             return TrainProgress()
         if self._err.is_terminal:
-            return _Bar(self._err, total_steps, name)
+            self._bar = _Bar(self._err, total_steps, name)
+            return self._bar
         return _Lines(self._err, name, clock)
+
+    def _results(self) -> RichConsole:
+        """Stdout; while a bar is on the same terminal, the console that prints above the bar."""
+        above = self._bar is not None and self._bar.live.is_started and self._out.is_terminal
+        return self._err if above else self._out
+
+    @contextmanager
+    def task(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        """Shows work that counts up; the body calls what it is given with (done, in all)."""
+        if self.verbosity == "quiet" or not self._err.is_terminal:
+            yield lambda done, total: None
+            return
+        with RichProgress(console=self._err, transient=True) as bar:
+            task = bar.add_task(name, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class TrainProgress:
@@ -202,8 +220,8 @@ class _Bar(TrainProgress):
         )
         self._task = self._bar.add_task(name, total=total_steps)
         self._status = ""
-        self._live = Live(get_renderable=self._render, console=err, refresh_per_second=4)
-        self._live.start()
+        self.live = Live(get_renderable=self._render, console=err, refresh_per_second=4)
+        self.live.start()
 
     def _render(self) -> Group:
         return Group(self._bar, Text(self._status, no_wrap=True, overflow="ellipsis"))
@@ -213,10 +231,10 @@ class _Bar(TrainProgress):
         self._bar.update(self._task, completed=status.step, total=status.total_steps)
 
     def note(self, text: str) -> None:
-        _line(self._live.console, text)
+        _line(self.live.console, text)
 
     def close(self) -> None:
-        self._live.stop()
+        self.live.stop()
 
 
 def _open(stream: TextIO) -> RichConsole:

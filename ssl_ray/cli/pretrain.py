@@ -7,11 +7,14 @@ import typer
 
 def pretrain(
     recipe: Annotated[
-        str | None, typer.Argument(help="An algorithm (see `ssl-ray list`), a recipe.json, or a file.py[:NAME].")
+        str | None,
+        typer.Argument(help="An algorithm (see `ssl-ray list`), a recipe.json, or a file.py[:NAME]."),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="fashion, digits, torchvision:NAME, a folder, Parquet, s3://... [default: fashion]"),
+        typer.Option(
+            help="fashion, digits, torchvision:NAME, a folder, Parquet, s3://... [default: fashion]"
+        ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Training workers.")] = 1,
     settings: Annotated[
@@ -52,11 +55,13 @@ def pretrain(
     from ssl_ray.training.pretrain import Request, pretrain
 
     if recipe is None and resume is None:
-        raise UserError("pretrain: name what to train, such as `ssl-ray pretrain moco`; `ssl-ray list` shows all")
+        raise UserError(
+            "pretrain: name what to train, such as `ssl-ray pretrain moco`; `ssl-ray list` shows all"
+        )
     if resume is not None and (settings or epochs or seed is not None or name or data):
         raise UserError(
-            "resume: a resumed run keeps its recipe, data and name; leave out --set, --epochs, --seed, --data and --name, "
-            "or start a new run"
+            "resume: a resumed run keeps its recipe, data and name; leave out --set, --epochs, --seed, --data and "
+            "--name, or start a new run"
         )
     shorthands = {"training.epochs": epochs, "training.max_steps": steps, "training.seed": seed}
     pretrain(

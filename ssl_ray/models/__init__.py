@@ -11,12 +11,12 @@ from ssl_ray.models.preprocessing import DataPreprocessor
 from ssl_ray.models.teacher import Teacher
 
 __all__ = [
+    "MAE",
     "BaseModel",
     "ContrastiveHead",
     "CrossEntropyLoss",
     "DataPreprocessor",
     "LinearNeck",
-    "MAE",
     "MAEPretrainDecoder",
     "MAEPretrainHead",
     "MAEReconstructionLoss",

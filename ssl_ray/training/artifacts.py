@@ -44,7 +44,10 @@ def at_end(tracker: AnyTracker, recipe: Recipe, result: "RunResult") -> None:
         if judged:
             right = axes.twinx()
             right.plot(
-                [e["step"] for e in judged], [100 * e["val/knn_top1"] for e in judged], "o-", color="tab:orange"
+                [e["step"] for e in judged],
+                [100 * e["val/knn_top1"] for e in judged],
+                "o-",
+                color="tab:orange",
             )
             right.set_ylabel("kNN top-1 %", color="tab:orange")
         tracker.log_figure(figure, "loss.png")
@@ -53,7 +56,7 @@ def at_end(tracker: AnyTracker, recipe: Recipe, result: "RunResult") -> None:
 
 
 def log_backbone(tracker: AnyTracker, recipe: Recipe, checkpoint_uri: str) -> None:
-    """The backbone of a checkpoint as an MLflow model: normalised images (B, 3, H, W) in, pooled features (B, D) out."""
+    """A checkpoint's backbone as an MLflow model: normalised images (B, 3, H, W) in, pooled features (B, D) out."""
     import torch
 
     from ssl_ray.models.encoder import Encoder
@@ -76,5 +79,3 @@ def _fetched(uri: str, directory: str) -> Path:
 
     fs.copy_files(uri, directory)
     return Path(directory)
-
-

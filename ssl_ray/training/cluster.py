@@ -36,7 +36,7 @@ class Resources:
 
 
 def connect(address: str | None, *, verbose: bool) -> None:
-    """Joins the cluster at `address` (or RAY_ADDRESS), else starts Ray on this machine. Raises UserError if it cannot."""
+    """Joins the cluster at `address` (or RAY_ADDRESS), else starts Ray here. Raises UserError if it cannot."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not verbose:
@@ -88,7 +88,9 @@ def fit_workers(workers: int, cpus_per_worker: float | None, gpus_per_worker: fl
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
     if gpus_per_worker is None:
         gpus_per_worker = 1.0 if gpus else 0.0
-    has = f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} node{'s' if len(nodes) > 1 else ''}"
+    has = (
+        f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} node{'s' if len(nodes) > 1 else ''}"
+    )
     if gpus_per_worker * workers > gpus:
         raise UserError(
             f"workers: {workers} workers x {gpus_per_worker:g} GPUs need {gpus_per_worker * workers:g}, {has}; "
@@ -105,8 +107,8 @@ def fit_workers(workers: int, cpus_per_worker: float | None, gpus_per_worker: fl
             )
     if cpus_per_worker * workers > cpus - 1:
         raise UserError(
-            f"workers: {workers} workers x {cpus_per_worker:g} CPUs need {cpus_per_worker * workers:g} and the data one "
-            f"more, {has}; use fewer --workers or a smaller --cpus-per-worker"
+            f"workers: {workers} workers x {cpus_per_worker:g} CPUs need {cpus_per_worker * workers:g} and the data "
+            f"one more, {has}; use fewer --workers or a smaller --cpus-per-worker"
         )
     resources = Resources(cpus_per_worker, gpus_per_worker)
     fits = sum(
@@ -115,8 +117,8 @@ def fit_workers(workers: int, cpus_per_worker: float | None, gpus_per_worker: fl
     )
     if fits < workers:
         raise UserError(
-            f"workers: only {fits} of {workers} workers of {cpus_per_worker:g} CPUs and {gpus_per_worker:g} GPUs fit on "
-            f"single nodes, {has}; use --workers {fits} or smaller workers"
+            f"workers: only {fits} of {workers} workers of {cpus_per_worker:g} CPUs and {gpus_per_worker:g} GPUs fit "
+            f"on single nodes, {has}; use --workers {fits} or smaller workers"
         )
     return resources
 

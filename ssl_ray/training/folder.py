@@ -39,7 +39,8 @@ class RunFolder:
                 if folder.exists():
                     return folder
         raise UserError(
-            f"resume: no run {run!r} (looked for {RUN} in {run!r} and below {storage!r}); give the run's folder or its name"
+            f"resume: no run {run!r} (looked for {RUN} in {run!r} and below {storage!r}); give the run's folder "
+            "or its name"
         )
 
     @property

@@ -28,7 +28,6 @@ from ssl_ray.training import checkpoint
 from ssl_ray.training.optim import build_optimizer, set_lr
 from ssl_ray.training.schedules import learning_rate
 
-
 # Up to this side raw pixels are a fair rival in kNN: their accuracy is shown as a baseline.
 SMALL_IMAGE = 64
 
@@ -37,8 +36,8 @@ SMALL_IMAGE = 64
 class Job:
     """All a worker needs to know.
 
-    recipe: resolved. total_steps: what schedules run over; stop_step: where the run ends, the same unless max_steps says
-    otherwise. dealer: handle of the stream's actor; events: a Ray queue that the driver reads.
+    recipe: resolved. total_steps: what schedules run over; stop_step: where the run ends, the same unless
+    max_steps says otherwise. dealer: handle of the stream's actor; events: a Ray queue that the driver reads.
     """
 
     recipe: Recipe
@@ -80,12 +79,13 @@ def train(job: Job) -> dict[str, Any]:
     torch.manual_seed(training.seed)  # every rank starts from the same weights
     algorithm: BaseModel = recipe.algorithm.build().to(device)
     if training.channels_last:
-        algorithm.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        algorithm.to(memory_format=torch.channels_last)
     if training.sync_bn and world_size > 1 and device.type == "cuda":
-        algorithm = nn.SyncBatchNorm.convert_sync_batchnorm(algorithm)
+        algorithm = nn.SyncBatchNorm.convert_sync_batchnorm(algorithm)  # type: ignore[no-untyped-call]
     optimizer = build_optimizer(optimization.optimizer, algorithm.param_groups(), optimization.lr)
 
-    step, evaluations = 0, []
+    step = 0
+    evaluations: list[dict[str, float]] = []
     if (latest := ray.train.get_checkpoint()) is not None:
         with latest.as_directory() as directory:
             step, evaluations = checkpoint.restore(directory, algorithm, optimizer)
@@ -141,7 +141,7 @@ def train(job: Job) -> dict[str, Any]:
             with _no_sync(model, last), autocast(device, training.precision):
                 output: Output = model(views, samples, mode="loss")
             with _no_sync(model, last):
-                (output.loss / training.accumulate).backward()
+                (output.loss / training.accumulate).backward()  # type: ignore[no-untyped-call]
             outputs.append(output)
         metrics, state = merge(outputs)
         nonfinite.watch(metrics["loss"])
@@ -236,7 +236,7 @@ def _no_sync(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[
     """Only the last micro-batch of a step exchanges gradients."""
     if last or not isinstance(model, nn.parallel.DistributedDataParallel):
         return contextlib.nullcontext()
-    return model.no_sync()  # type: ignore[no-any-return]
+    return model.no_sync()
 
 
 def save_checkpoint(rank: int, **contents: Any) -> None:
@@ -267,8 +267,8 @@ class NonFinite:
         streak = int(distributed.max_(self.streak))
         if streak >= (allowed or self.allowed):
             raise UserError(
-                f"the loss is not finite since step {step - streak} ({streak} steps in a row); the last checkpoint is from "
-                "before; lower optimization.base_lr, lengthen optimization.warmup_epochs or set "
+                f"the loss is not finite since step {step - streak} ({streak} steps in a row); the last checkpoint is "
+                "from before; lower optimization.base_lr, lengthen optimization.warmup_epochs or set "
                 "optimization.clip_grad_norm"
             )
 

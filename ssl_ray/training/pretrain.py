@@ -127,11 +127,13 @@ def _fresh(request: Request, console: Console) -> tuple[RunFolder, Recipe, Datas
     if folder.exists():
         if folder.recipe() != recipe:
             raise UserError(
-                f"name: run {name!r} exists in {folder.storage} with another recipe; choose another --name, or continue that "
-                f"one with --resume {name}"
+                f"name: run {name!r} exists in {folder.storage} with another recipe; choose another --name, or "
+                f"continue that one with --resume {name}"
             )
         record = folder.record()
-    console.print(f"{recipe.name} ({loaded.origin}) on {request.data}: {dataset.train.info.num_samples:,} images")
+    console.print(
+        f"{recipe.name} ({loaded.origin}) on {request.data}: {dataset.train.info.num_samples:,} images"
+    )
     if dataset.note:
         console.print(dataset.note)
     for path, origin in resolved.origins.items():
@@ -144,7 +146,9 @@ def _continued(request: Request) -> tuple[RunFolder, Recipe, Dataset, dict[str, 
     folder = RunFolder.find(request.resume, request.storage)
     record, recipe = folder.record(), folder.recipe()
     if request.recipe is not None and request.recipe != recipe.name:
-        raise UserError(f"resume: run {folder.name!r} trains {recipe.name}, not {request.recipe}; leave the name out")
+        raise UserError(
+            f"resume: run {folder.name!r} trains {recipe.name}, not {request.recipe}; leave the name out"
+        )
     dataset = open_dataset(record["data"], holdout=record["holdout"], **record["columns"])
     if dataset.train.info.digest != record["dataset_digest"]:
         raise UserError(
@@ -171,5 +175,3 @@ def _say(console: Console, summary: dict[str, Any], mlflow_ui: str) -> None:
         console.print(f"  ssl-ray pretrain --resume {shlex.quote(summary['folder'])}")
     console.print(f"run:    {summary['folder']}")
     console.print(f"MLflow: {mlflow_ui}")
-
-

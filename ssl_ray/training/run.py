@@ -109,7 +109,9 @@ def run(
                     else:
                         progress.note(f"warning: {event}")
                     for broken in ray.get(dealer.take_news.remote()):
-                        progress.note(f"warning: {broken.path}: {broken.reason}; another sample took its place")
+                        progress.note(
+                            f"warning: {broken.path}: {broken.reason}; another sample took its place"
+                        )
                 break
             except KeyboardInterrupt:
                 interrupts += 1

@@ -1,15 +1,78 @@
-"""ResNet (He et al. 2015, arXiv 1512.03385), with torchvision's blocks and key names and a stem for small images."""
+"""ResNet (He et al. 2015, arXiv 1512.03385), with torchvision's key names and a stem for small images.
+
+The blocks are written out, not taken from torchvision: its import would cost every command and worker seconds.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ssl_ray.errors import UserError
 
+
+def _conv_bn(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1
+) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+    return conv, nn.BatchNorm2d(out_channels)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, of ResNet-18 and 34 (figure 5, left)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, planes: int, stride: int, downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _conv_bn(in_channels, planes, 3, stride)
+        self.conv2, self.bn2 = _conv_bn(planes, planes, 3)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    @property
+    def last_bn(self) -> nn.BatchNorm2d:
+        """The norm at the end of the residual branch."""
+        return self.bn2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, planes, H / stride, W / stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        return self.relu(x + shortcut)  # type: ignore[no-any-return]
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride), 1x1 convolutions and a shortcut, of ResNet-50 and deeper (figure 5, right)."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, planes: int, stride: int, downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _conv_bn(in_channels, planes, 1)
+        self.conv2, self.bn2 = _conv_bn(planes, planes, 3, stride)
+        self.conv3, self.bn3 = _conv_bn(planes, planes * self.expansion, 1)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    @property
+    def last_bn(self) -> nn.BatchNorm2d:
+        """The norm at the end of the residual branch."""
+        return self.bn3
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, 4 * planes, H / stride, W / stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        return self.relu(x + shortcut)  # type: ignore[no-any-return]
+
+
+Block = type[BasicBlock] | type[Bottleneck]
 # depth -> (block, blocks per stage)
-LAYOUTS = {
+LAYOUTS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
@@ -23,8 +86,7 @@ STEMS = {"imagenet": (7, 2, True), "small": (3, 1, False), "small_s2": (3, 2, Fa
 class ResNet(nn.Module):
     """ResNet-18/34/50/101/152 without classifier.
 
-    Blocks and state-dict keys are torchvision's (stride in the 3x3 convolution of a bottleneck), so torchvision
-    weights load as they are.
+    State-dict keys are torchvision's, so torchvision weights load as they are.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
@@ -81,8 +143,7 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
-                last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
-                nn.init.zeros_(last.weight)
+                nn.init.zeros_(module.last_bn.weight)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps named by `out_indices` of x (B, in_channels, H, W): tuple of (B, C_i, H_i, W_i)."""
@@ -95,9 +156,6 @@ class ResNet(nn.Module):
         return tuple(maps[i] for i in self.out_indices)
 
 
-Block = type[BasicBlock] | type[Bottleneck]
-
-
 def _stage(block: Block, in_channels: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
     """`blocks` residual blocks; the first one changes stride and width, with a 1x1 projection where they differ."""
     channels = planes * block.expansion
@@ -107,4 +165,4 @@ def _stage(block: Block, in_channels: int, planes: int, blocks: int, stride: int
             nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
         )
     first = block(in_channels, planes, stride, downsample)
-    return nn.Sequential(first, *(block(channels, planes) for _ in range(blocks - 1)))
+    return nn.Sequential(first, *(block(channels, planes, 1, None) for _ in range(blocks - 1)))
