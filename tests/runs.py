@@ -16,8 +16,8 @@ from torch import Tensor
 TINY = [
     "--data=digits",
     "--set=views.size=16",
-    "--set=algorithm.backbone.width=4",
-    "--set=algorithm.neck.in_channels=32",
+    "--set=algorithm.backbone.width=8",
+    "--set=algorithm.neck.in_channels=64",
     "--set=training.global_batch_size=32",
     "--set=training.log_steps=5",
     "--set=training.checkpoint_minutes=null",

@@ -106,7 +106,8 @@ def preview(
     import cv2
 
     from ssl_ray.console import Console
-    from ssl_ray.data.preview import preview_grid, some_images
+    from ssl_ray.data.pick import some_images
+    from ssl_ray.data.preview import preview_grid
     from ssl_ray.data.source import open_dataset
     from ssl_ray.errors import UserError
     from ssl_ray.experiments import load_recipe

@@ -69,7 +69,7 @@ class Broken:
 
 @dataclass
 class Batch:
-    """One rank's rows of one step: views (B, 3, H, W) uint8 in channels-last memory, and all other columns."""
+    """One rank's rows of one step: views (B, 3, H, W) uint8, and all other columns."""
 
     step: int
     views: list[Tensor]
@@ -301,18 +301,28 @@ class StreamError(RuntimeError):
 class Batches(Iterator[Batch]):
     """A rank's end of the stream: its batches in order, the next block always asked for ahead.
 
-    `waited` sums the seconds spent waiting for data. Raises StreamError when the stream cannot go on, and
+    channels_last: memory format of the views; blocks hold them so, any other costs a copy. `waited` sums the seconds
+    spent waiting for data. Raises StreamError when the stream cannot go on, and
     StopIteration after the run's last step.
     """
 
     def __init__(
-        self, dealer: Any, *, first_step: int, rank: int, batch_size: int, views: int, device: torch.device
+        self,
+        dealer: Any,
+        *,
+        first_step: int,
+        rank: int,
+        batch_size: int,
+        views: int,
+        device: torch.device,
+        channels_last: bool = False,
     ) -> None:
         self.dealer = dealer
         self.rank = rank
         self.batch_size = batch_size
         self.view_names = [f"view_{i}" for i in range(views)]
         self.device = device
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.step = first_step
         self.waited = 0.0
         self.stop_requested = False
@@ -326,7 +336,8 @@ class Batches(Iterator[Batch]):
             self._next_block()
         rows = slice(self.row, self.row + self.batch_size)
         columns = {name: self._to_device(values[rows]) for name, values in self.block.items()}
-        batch = Batch(self.step, [columns.pop(name).permute(0, 3, 1, 2) for name in self.view_names], columns)
+        views = [columns.pop(name).permute(0, 3, 1, 2) for name in self.view_names]
+        batch = Batch(self.step, [v.contiguous(memory_format=self.memory_format) for v in views], columns)
         self.row += self.batch_size
         self.step += 1
         self.waited += time.perf_counter() - started

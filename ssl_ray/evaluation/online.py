@@ -113,10 +113,15 @@ class OnlineEvaluation:
         features, projections, labels = [], [], []
         try:
             for batch, label in images.batches():
+                view = [batch.to(self.device, non_blocking=True)]
                 with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                    features.append(algorithm.embed([batch.to(self.device, non_blocking=True)]).float())
+                    features.append(algorithm.embed(view).float())
                     if projector is not None:
-                        projections.append(projector(maps[-1]).float())
+                        # An algorithm whose `embed` goes around the backbone's forward pays for another pass.
+                        output = (
+                            maps[-1] if maps else algorithm.extract_feat(algorithm.data_preprocessor(view))
+                        )
+                        projections.append(projector(output).float())
                 labels.append(label)
                 maps.clear()
         finally:

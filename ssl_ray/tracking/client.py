@@ -22,6 +22,8 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+# Of the names of the threads that talk to MLflow.
+THREAD_PREFIX = "mlflow-"
 # Importing MLflow and migrating a fresh database must not happen in two threads at once.
 _first_use = threading.Lock()
 
@@ -31,12 +33,18 @@ def import_mlflow(name: str = "mlflow") -> Any:
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     # By module and not with `catch_warnings`, which is not thread-safe.
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"mlflow\.")
+    warnings.filterwarnings("ignore", module=r"mlflow\.")
     with _first_use:
         module = importlib.import_module(name)
     for noisy in ("mlflow.store.db", "mlflow.pytorch", "alembic"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("urllib3.connectionpool").addFilter(_not_ours)
     return module
+
+
+def _not_ours(record: logging.LogRecord) -> bool:
+    """False for what urllib3 says in our threads: an outage is reported once, by whoever meets it."""
+    return not (record.threadName or "").startswith(THREAD_PREFIX)
 
 
 def connect(uri: str) -> Any:
@@ -64,5 +72,5 @@ def within(seconds: float, call: Callable[[], T]) -> T:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, name="mlflow-call", daemon=True).start()
+    threading.Thread(target=run, name=f"{THREAD_PREFIX}call", daemon=True).start()
     return future.result(seconds)

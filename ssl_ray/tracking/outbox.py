@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ssl_ray.tracking.client import reason
+from ssl_ray.tracking.client import THREAD_PREFIX, reason
 from ssl_ray.tracking.records import Record, append, read
 
 logger = logging.getLogger("ssl_ray.tracking")
@@ -45,7 +45,7 @@ class Outbox:
         # Set by `close`: the thread, which may hang in a send, touches nothing more.
         self._abandoned = threading.Event()
         self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"mlflow-{what}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{THREAD_PREFIX}{what}", daemon=True)
         self._thread.start()
 
     def put(self, record: Record) -> None:
@@ -95,8 +95,10 @@ class Outbox:
     def _ship(self) -> bool:
         """Sends all there is. Returns False when a send failed."""
         sent = 0
-        while not self._abandoned.is_set():
+        while True:
             with self._lock:
+                if self._abandoned.is_set():
+                    return True
                 self._take()
                 batch = self._pending[: self._batch]
             if not batch:

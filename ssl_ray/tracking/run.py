@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from ssl_ray.errors import UserError
-from ssl_ray.tracking.client import connect, import_mlflow, reason, within
+from ssl_ray.tracking.client import THREAD_PREFIX, connect, import_mlflow, reason, within
 from ssl_ray.tracking.records import ENDING_FILE, Ending, append, deliver, send, undelivered
 from ssl_ray.tracking.target import TrackingSettings, TrackingTarget, redact
 
@@ -35,7 +35,7 @@ def prepare(settings: TrackingSettings) -> threading.Thread:
         except Exception as error:
             logger.debug("MLflow: %s", reason(error))
 
-    thread = threading.Thread(target=connect_quietly, name="mlflow-prepare", daemon=True)
+    thread = threading.Thread(target=connect_quietly, name=f"{THREAD_PREFIX}prepare", daemon=True)
     thread.start()
     return thread
 
@@ -56,7 +56,10 @@ class TrackedRun:
         _log_tags(connect(self.target.uri), self.run_id, tags)
 
     def log_dataset(self, name: str, digest: str, source: str, context: str = "training") -> None:
-        """Records the data set as an input of the run: MLflow's UI lists it by name and digest (36 characters)."""
+        """Records the data set as an input of the run: MLflow's UI lists it by name and digest (36 characters).
+
+        Raises what MLflow raises.
+        """
         entities = import_mlflow("mlflow.entities")
         dataset = entities.Dataset(
             name[:500], digest[:36], source_type="uri", source=json.dumps({"uri": redact(source)})
@@ -208,7 +211,7 @@ def _log_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """(dotted key, text) of every leaf; a list is one leaf unless it holds mappings."""
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping) and (value or not prefix):
         for key, part in value.items():
             yield from _flatten(part, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(value, list | tuple) and any(isinstance(part, Mapping) for part in value):

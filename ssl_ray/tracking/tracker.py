@@ -182,7 +182,8 @@ def _sender(target: TrackingTarget) -> Callable[[Sequence[Record]], None]:
 
 def _number(name: str, value: SupportsFloat) -> float:
     try:
-        return float(value)
+        # `item` also takes a tensor that requires grad, without a warning.
+        return float(value.item() if hasattr(value, "item") else value)
     except (TypeError, ValueError, RuntimeError) as error:
         kind = type(value).__name__
         raise UserError(

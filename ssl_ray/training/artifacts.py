@@ -5,7 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssl_ray.data.preview import preview_grid, some_images
+from ssl_ray.data.pick import some_images
+from ssl_ray.data.preview import preview_grid
 from ssl_ray.data.source import Dataset
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import AnyTracker

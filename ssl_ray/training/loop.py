@@ -106,6 +106,7 @@ def train(job: Job) -> dict[str, Any]:
         batch_size=job.plan.global_batch_size // world_size,
         views=len(recipe_views(recipe)),
         device=device,
+        channels_last=training.channels_last,
     )
     reporter = Reporter(job, rank, world_size, device, step)
     evaluate = OnlineEvaluation(

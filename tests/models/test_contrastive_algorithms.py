@@ -25,8 +25,7 @@ def simclr() -> SimCLR:
     return SimCLR(ResNet(18, width=4, stem="small"), NonLinearNeck(32, 32, 8), ContrastiveHead(0.5))
 
 
-BUILDERS = [moco, simclr]
-both = pytest.mark.parametrize("build", BUILDERS)
+both = pytest.mark.parametrize("build", [moco, simclr])
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +50,7 @@ def step(model, views, optimizer):
 @both
 def test_modes(build, views):
     model = build()
-    assert model(views)[0].shape == (8, 32, 3, 3) if build is moco else (8, 32, 2, 2)
+    assert model(views)[0].shape == (8, 32, 2, 2)
     assert model.embed(views).shape == (8, 32)
     torch.testing.assert_close(model(views, mode="predict").norm(dim=1), torch.ones(8))
     with pytest.raises(ValueError, match="'tensor', 'loss', 'predict'"):
@@ -74,7 +73,7 @@ def test_loss_writes_nothing_but_batch_statistics(build, views):
 def test_a_restored_model_goes_on_with_the_same_loss(build, views):
     model = build()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
-    for _ in range(3):
+    for _ in range(2):
         step(model, views, optimizer)
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
@@ -86,16 +85,17 @@ def test_a_restored_model_goes_on_with_the_same_loss(build, views):
 
 
 @both
-def test_it_learns_two_views_of_eight_images(build):
+def test_descent_lowers_the_loss_of_a_fixed_batch(build, views):
     model = build()
-    images = torch.rand(8, 3, 12, 12)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.02)
     losses = []
-    for _ in range(25):
-        noisy = [images + 0.05 * torch.randn_like(images) for _ in range(2)]
-        losses.append(step(model, noisy, optimizer).loss.item())
-    # MoCo's loss first rises: its queue starts with random rows, which are easy negatives.
-    assert sum(losses[-3:]) / 3 < 0.7 * max(losses)
+    for _ in range(4):  # teacher and queue stay: only the gradient acts
+        output = model(views, mode="loss")
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        losses.append(output.loss.item())
+    assert losses == sorted(losses, reverse=True)
 
 
 @both

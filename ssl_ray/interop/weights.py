@@ -1,0 +1,215 @@
+"""Loads a backbone from torchvision, timm, MMSelfSup or an algorithm's official checkpoint.
+
+A load that silently loads nothing is the classic mistake here: everything that matters must match, or it is an error.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ssl_ray.errors import UserError, nearest
+
+logger = logging.getLogger(__name__)
+
+# Where code bases put the network that learns; momentum encoders are left out on purpose. Ties go to the first.
+PREFIXES = (
+    "",
+    "backbone.",
+    "encoder_q.",
+    "encoder_q.0.",
+    "base_encoder.",
+    "base_encoder.0.",
+    "online_net.0.",
+    "encoder.",
+    "encoder.0.",
+    "model.",
+    "model.backbone.",
+)
+# Keys under which files hold the state dict.
+CONTAINERS = ("state_dict", "model", "algorithm")
+
+
+class Rename(NamedTuple):
+    """One change of name between another code base's state dict and ours.
+
+    A name that begins with a dot stands anywhere in a key, one that ends with a dot at its beginning, any other is
+    the whole key.
+    """
+
+    theirs: str
+    ours: str
+
+    def to_ours(self, key: str) -> str:
+        """Our name of their `key`."""
+        return _substitute(key, self.theirs, self.ours)
+
+    def to_theirs(self, key: str) -> str:
+        """Their name of our `key`."""
+        return _substitute(key, self.ours, self.theirs)
+
+
+def _substitute(key: str, old: str, new: str) -> str:
+    if old.startswith("."):
+        return key.replace(old, new, 1)
+    if old.endswith("."):
+        return new + key.removeprefix(old) if key.startswith(old) else key
+    return new if key == old else key
+
+
+# MMSelfSup's names for a Vision Transformer; ours are timm's. The final norm comes first: it, too, is called ln1.
+MM_VIT = (
+    Rename("ln1.", "norm."),
+    Rename("patch_embed.projection.", "patch_embed.proj."),
+    Rename("layers.", "blocks."),
+    Rename(".ln1.", ".norm1."),
+    Rename(".ln2.", ".norm2."),
+    Rename(".ffn.layers.0.0.", ".mlp.fc1."),
+    Rename(".ffn.layers.1.", ".mlp.fc2."),
+)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did: names of ours that were loaded or not, and names in the source that were not used."""
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{len(self.matched)} tensors loaded, {len(self.missing)} missing, {len(self.unexpected)} not used"
+
+
+def load_backbone(backbone: nn.Module, source: str | Path | Mapping[str, Tensor]) -> LoadReport:
+    """Loads all of `backbone`'s weights from `source`, a file, torchvision name (see `read_state_dict`) or state dict.
+
+    Known prefixes (`module.`, `backbone.`, `encoder_q.`, ...) and MMSelfSup's ViT names are understood; what belongs
+    to necks, heads and momentum encoders is not used. Raises UserError unless every tensor of the backbone is found
+    with its shape (BN's batch counters may be missing), or if two copies of the backbone in the source disagree.
+    """
+    origin = "weights" if isinstance(source, Mapping) else str(source)
+    theirs = source if isinstance(source, Mapping) else read_state_dict(source)
+    theirs = {key.removeprefix("module."): value for key, value in theirs.items()}
+    own = backbone.state_dict()
+
+    candidates = []
+    for prefix in PREFIXES:
+        inside = {k.removeprefix(prefix): (k, v) for k, v in theirs.items() if k.startswith(prefix)}
+        for renames in ((), MM_VIT):
+            found = {renamed(k, renames): entry for k, entry in inside.items()}
+            candidates.append({k: entry for k, entry in found.items() if k in own})
+    best = max(candidates, key=len)
+    for other in candidates:
+        if len(other) == len(best) and any(not torch.equal(other[k][1], best[k][1]) for k in other):
+            a, b = (next(iter(c.values()))[0] for c in (best, other))
+            raise UserError(
+                f"{origin}: {a!r} and {b!r} belong to two different encoders; keep one in the file"
+            )
+
+    missing = tuple(k for k in own if k not in best and not k.endswith("num_batches_tracked"))
+    used = {key for key, _ in best.values()}
+    report = LoadReport(tuple(best), missing, tuple(k for k in theirs if k not in used))
+    name = type(backbone).__name__
+    if not best:
+        raise UserError(
+            f"{origin}: no tensor fits {name}; the source has {_some(theirs)}, {name} wants {_some(own)}; "
+            "choose weights of the same architecture"
+        )
+    load_matched(backbone, {k: v for k, (_, v) in best.items()}, report, origin)
+    return report
+
+
+def load_matched(
+    module: nn.Module, tensors: Mapping[str, Tensor], report: LoadReport, origin: str = "weights"
+) -> None:
+    """Loads `tensors` into `module`; raises UserError if the report lists missing ones or a shape differs."""
+    name = type(module).__name__
+    if report.missing:
+        raise UserError(
+            f"{origin}: {len(report.missing)} tensors of {name} are missing: {_some(report.missing)}; "
+            "choose weights of the same architecture"
+        )
+    try:
+        module.load_state_dict(dict(tensors), strict=False)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{origin}: shapes differ from {name}'s: {reason}") from error
+    logger.info("%s -> %s: %s", origin, name, report)
+
+
+def read_state_dict(source: str | Path) -> dict[str, Tensor]:
+    """Reads the tensors of a file (.pt, .pth, .safetensors) or of e.g. "torchvision:ResNet50_Weights.IMAGENET1K_V2".
+
+    Checkpoints that hold the state dict under `state_dict`, `model` or `algorithm` are unpacked. Files are read with
+    `weights_only=True`: nothing in them is executed. Raises UserError if there is no such thing, or no tensor in it.
+    """
+    if str(source).startswith("torchvision:"):
+        return _torchvision(str(source).removeprefix("torchvision:"))
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; give a path to weights or 'torchvision:ResNet50_Weights.DEFAULT'"
+        )
+    content: Any
+    if path.suffix == ".safetensors":
+        content = _safetensors(path)
+    else:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # what torch raises for a file of another kind depends on its bytes
+            raise UserError(
+                f"{path}: not a file of plain tensors, and others are not read because they can run code; "
+                "save its state_dict alone with torch.save"
+            ) from error
+    for container in CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
+            content = content[container]
+    tensors = (
+        {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    )
+    if not tensors:
+        raise UserError(f"{path}: holds no state dict; looked at the top and under {', '.join(CONTAINERS)}")
+    return tensors
+
+
+def renamed(key: str, renames: Sequence[Rename]) -> str:
+    """Our name of another code base's `key`."""
+    for rename in renames:
+        key = rename.to_ours(key)
+    return key
+
+
+def _torchvision(name: str) -> dict[str, Tensor]:
+    from torchvision import models
+
+    try:
+        weights = models.get_weight(name)
+    except (ValueError, KeyError) as error:
+        known = [str(w) for m in models.list_models() for w in models.get_model_weights(m)]
+        raise UserError(
+            f"torchvision:{name}: torchvision has no such weights; {nearest(name, known)}"
+        ) from error
+    state_dict: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+    return state_dict
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise UserError(
+            f"{path}: reading it needs a package that is not here; pip install safetensors"
+        ) from error
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors
+
+
+def _some(names: Sequence[str] | Mapping[str, Any]) -> str:
+    """The first few of many names."""
+    names = list(names)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,255 @@
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssl_ray.data.source import DatasetInfo
+from ssl_ray.errors import UserError
+from ssl_ray.evaluation import online
+from ssl_ray.evaluation.knn import knn_accuracy
+from ssl_ray.evaluation.online import OnlineEvaluation
+from ssl_ray.models.backbones.resnet import ResNet
+from ssl_ray.models.base import BaseModel
+from ssl_ray.models.necks import LinearNeck
+from tests.evaluation.ranks import on_ranks
+
+SIZE = 12
+CLASSES = 4
+
+
+@dataclass
+class Memory:
+    """A source of PNG bytes in memory."""
+
+    blobs: list[bytes]
+    classes: np.ndarray | None
+    side: int = SIZE
+
+    @property
+    def info(self) -> DatasetInfo:
+        count = None if self.classes is None else CLASSES
+        return DatasetInfo("memory", len(self.blobs), (self.side, self.side), count, "0")
+
+    def read(self, indices: np.ndarray) -> list[bytes]:
+        return [self.blobs[i] for i in indices]
+
+    def labels(self) -> np.ndarray | None:
+        return self.classes
+
+    def path(self, index: int) -> str:
+        return f"memory/{index}.png"
+
+
+def stripes(n: int, seed: int, side: int = SIZE, sort: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy images whose class is the position of a bright stripe."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(CLASSES, size=n)
+    if sort:
+        labels = np.sort(labels)
+    images = generator.integers(0, 170, (n, side, side, 3), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[:, label * side // CLASSES : (label + 1) * side // CLASSES] += 60
+    return images, labels
+
+
+def source(n: int, seed: int, labelled: bool = True, side: int = SIZE, sort: bool = False) -> Memory:
+    images, labels = stripes(n, seed, side, sort)
+    encoded = [cv2.imencode(".png", image[:, :, ::-1])[1].tobytes() for image in images]
+    return Memory(encoded, labels if labelled else None, side)
+
+
+class Columns(BaseModel):
+    """Embeds an image as its mean over rows: exactly known features."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
+
+    def embed(self, views: list[Tensor]) -> Tensor:
+        return self.backbone(views[0].float() / 255).mean(2).flatten(1)
+
+
+class Projected(BaseModel):
+    """A ResNet with batch norm and a projector, as in MoCo v1."""
+
+    def __init__(self) -> None:
+        super().__init__(ResNet(depth=18, width=4, stem="small"), LinearNeck(32, 16))
+
+
+def evaluation(train: Memory | None = None, val: Memory | None = None, **options: int) -> OnlineEvaluation:
+    return OnlineEvaluation(
+        train or source(200, 0), val or source(60, 1), size=SIZE, k=5, batch_size=64, **options
+    )
+
+
+def test_equals_knn_of_the_features_themselves() -> None:
+    (bank, bank_labels), (queries, labels) = stripes(200, 0), stripes(60, 1)
+    features = [
+        torch.from_numpy(x / 255).permute(0, 3, 1, 2).float().mean(2).flatten(1) for x in (bank, queries)
+    ]
+    expected = knn_accuracy(
+        features[0], torch.from_numpy(bank_labels), features[1], torch.from_numpy(labels), 5, 0.07
+    )
+    metrics = evaluation().run(Columns())
+    assert metrics["val/knn_top1"] == pytest.approx(expected)
+    assert 0.5 < expected <= 1
+    assert set(metrics) == {"val/knn_top1", "embedding/std", "embedding/rankme"}
+
+
+def test_raw_pixels() -> None:
+    (bank, bank_labels), (queries, labels) = stripes(200, 0), stripes(60, 1)
+    expected = knn_accuracy(
+        torch.from_numpy(bank).reshape(200, -1) / 255,
+        torch.from_numpy(bank_labels),
+        torch.from_numpy(queries).reshape(60, -1) / 255,
+        torch.from_numpy(labels),
+        5,
+        0.07,
+    )
+    assert evaluation().raw_pixel_knn() == pytest.approx(expected)
+
+
+def test_images_of_the_size_are_not_touched() -> None:
+    (batch, _), *_ = evaluation()._queries.batches()
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(batch.permute(0, 2, 3, 1).numpy(), stripes(60, 1)[0])
+
+
+def test_larger_images_are_resized() -> None:
+    (batch, _), *_ = evaluation(val=source(10, 1, side=40))._queries.batches()
+    assert batch.shape == (10, 3, SIZE, SIZE)
+
+
+def test_leaves_the_run_as_it_was() -> None:
+    algorithm = Projected().train()
+    algorithm.backbone.layer1.eval()  # frozen on purpose
+    modes = [module.training for module in algorithm.modules()]
+    state = {name: value.clone() for name, value in algorithm.state_dict().items()}
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    metrics = evaluation().run(algorithm)
+    assert torch.equal(torch.rand(2), expected)
+    assert [module.training for module in algorithm.modules()] == modes
+    for name, value in algorithm.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert not any(parameter.grad is not None for parameter in algorithm.parameters())
+    assert not algorithm.backbone._forward_hooks
+    assert set(metrics) == {"val/knn_top1", "embedding/std", "embedding/rankme", "projection/std"}
+
+
+def test_restores_the_mode_after_an_error() -> None:
+    algorithm = Columns().train()
+    with pytest.raises(UserError, match="5 neighbours of 3"):
+        evaluation(train=source(3, 0)).run(algorithm)
+    assert algorithm.training
+
+
+def test_random_draws_of_embed_do_not_reach_the_run() -> None:
+    class Noisy(Columns):
+        def embed(self, views: list[Tensor]) -> Tensor:
+            return super().embed(views) + 0.01 * torch.rand(1)
+
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    evaluation().run(Noisy())
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize("val", [source(40, 1, labelled=False), None])
+def test_without_labels_only_the_diagnostics(val: Memory | None) -> None:
+    online_evaluation = OnlineEvaluation(source(50, 0, labelled=False), val, size=SIZE)
+    assert set(online_evaluation.run(Columns())) == {"embedding/std", "embedding/rankme"}
+    assert online_evaluation.raw_pixel_knn() is None
+
+
+def test_broken_images_are_left_out_and_named() -> None:
+    train = source(200, 0)
+    train.blobs[7] = b"not an image"
+    train.blobs[150] = b""
+    online_evaluation = evaluation(train=train)
+    accuracy = online_evaluation.run(Columns())["val/knn_top1"]
+    assert set(online_evaluation.broken) == {"memory/7.png", "memory/150.png"}
+    assert online_evaluation.run(Columns())["val/knn_top1"] == accuracy
+    whole = np.delete(np.arange(200), [7, 150])
+    rest = Memory([train.blobs[i] for i in whole], train.labels()[whole])
+    assert evaluation(train=rest).run(Columns())["val/knn_top1"] == accuracy
+
+
+def test_a_sample_of_a_sorted_folder_holds_every_class() -> None:
+    sampled = OnlineEvaluation(source(400, 0, sort=True), source(50, 1), size=SIZE, max_samples=40)
+    labels = torch.cat([y for _, y in sampled._bank.batches()])
+    assert len(labels) == 40
+    assert set(labels.tolist()) == set(range(CLASSES))
+
+
+def test_images_that_do_not_fit_are_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = evaluation().run(Columns())
+    monkeypatch.setattr(online, "_KEEP_BYTES", 0)
+    again = evaluation()
+    assert again.run(Columns()) == kept
+    assert again._queries._kept is None
+    assert again.run(Columns()) == kept
+
+
+def test_warns_when_the_projection_collapses() -> None:
+    algorithm, online_evaluation = Projected(), evaluation()
+    online_evaluation.run(algorithm)
+    assert online_evaluation.warning is None
+    nn.init.constant_(
+        algorithm.neck.fc.bias, 1e4
+    )  # one point, whatever the image; the features are as before
+    online_evaluation.run(algorithm)
+    assert "collapse" in online_evaluation.warning
+
+
+def test_projects_where_embed_goes_around_the_backbone() -> None:
+    class Around(Projected):
+        def embed(self, views: list[Tensor]) -> Tensor:
+            return self.backbone.conv1(self.data_preprocessor(views)[0]).mean((2, 3))
+
+        def extract_feat(self, views: list[Tensor]) -> tuple[Tensor, ...]:
+            return self.backbone(views[0])
+
+    torch.manual_seed(0)
+    usual = evaluation().run(Projected())
+    torch.manual_seed(0)
+    assert evaluation().run(Around())["projection/std"] == pytest.approx(usual["projection/std"])
+
+
+def test_bfloat16_autocast_is_close() -> None:
+    torch.manual_seed(0)
+    algorithm = Projected()
+    full = evaluation().run(algorithm)
+    half = evaluation(autocast=torch.bfloat16).run(algorithm)
+    assert half["embedding/std"] == pytest.approx(full["embedding/std"], rel=0.05)
+    assert half["embedding/std"] != full["embedding/std"]
+
+
+def run_on(rank: int, world_size: int) -> dict[str, float]:
+    torch.manual_seed(0)
+    train = source(201, 0)
+    train.blobs[5] = b"broken"  # ranks hold unequal numbers
+    return evaluation(train=train).run(Projected())
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one() -> None:
+    alone = run_on(0, 1)
+    for metrics in on_ranks(2, run_on):
+        assert metrics == pytest.approx(alone, rel=1e-4)
+        assert metrics["val/knn_top1"] == alone["val/knn_top1"]
+
+
+@pytest.mark.slow
+def test_more_ranks_than_images() -> None:
+    for metrics in on_ranks(3, few_images):
+        assert metrics == pytest.approx(few_images(0, 1), rel=1e-4)
+
+
+def few_images(rank: int, world_size: int) -> dict[str, float]:
+    torch.manual_seed(0)
+    return evaluation(val=source(2, 1)).run(Projected())

@@ -1,0 +1,167 @@
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ssl_ray.errors import UserError
+from ssl_ray.tracking import default_tags, deliver, open_run, prepare, tracking_settings
+from ssl_ray.tracking.client import connect
+
+
+def stored(run):
+    return connect(run.target.uri).get_run(run.run_id)
+
+
+def test_params_are_flattened(settings, caplog):
+    params = {
+        "algorithm": {"head": {"temperature": 0.2}, "layers": [{"dim": 1}, {"dim": 2}], "sizes": (32, 16)},
+        "seed": 0,
+        "lr": None,
+        "long": "x" * 7000,
+        "odd?key": "v",
+        **{f"p{i}": i for i in range(150)},  # more than one request takes
+    }
+    with open_run(settings, name="flat", params=params, tags={"world_size": "2"}) as run:
+        assert stored(run).info.status == "RUNNING"
+    found = stored(run)
+    assert found.info.run_name == "flat"
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["world_size"] == "2"
+    assert found.data.params["algorithm.head.temperature"] == "0.2"
+    assert found.data.params["algorithm.layers.0.dim"] == "1"
+    assert found.data.params["algorithm.layers.1.dim"] == "2"
+    assert found.data.params["algorithm.sizes"] == "(32, 16)"
+    assert found.data.params["lr"] == "None"
+    assert found.data.params["odd_key"] == "v"
+    assert found.data.params["long"] == "x" * 6000
+    assert len(found.data.params) == 9 - 1 + 150
+    assert "param long: 7000 characters, MLflow keeps 6000" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")]
+)
+def test_ending(settings, error, status):
+    with pytest.raises(error), open_run(settings, name="ends") as run:
+        raise error
+    assert stored(run).info.status == status
+
+
+def test_resume_is_the_same_run(settings):
+    first = open_run(settings, name="r", params={"workers": 2, "seed": 1})
+    first.finish("KILLED")
+    second = open_run(settings, name="r", params={"workers": 4, "seed": 1, "new": 3}, run_id=first.run_id)
+    assert second.target == first.target
+    found = stored(second)
+    assert found.info.status == "RUNNING"
+    assert found.data.params == {"workers": "2", "seed": "1", "new": "3"}
+    assert found.data.tags["resumed.workers"] == "4"
+    second.finish()
+    assert stored(second).info.status == "FINISHED"
+    assert stored(second).info.end_time >= found.info.end_time
+
+
+def test_unknown_run_and_deleted_experiment(settings):
+    with pytest.raises(UserError, match="has no run 'nope'"):
+        open_run(settings, name="r", run_id="nope")
+    run = open_run(settings, name="r")
+    client = connect(settings.uri)
+    client.delete_run(run.run_id)
+    with pytest.raises(UserError, match="has no run"):
+        open_run(settings, name="r", run_id=run.run_id)
+    client.delete_experiment(run.target.experiment_id)
+    with pytest.raises(UserError, match="was deleted"):
+        open_run(settings, name="r")
+
+
+def test_store_that_refuses(tmp_path, closed_port):
+    settings = tracking_settings(tmp_path, uri=f"http://me:secret@127.0.0.1:{closed_port}")
+    with pytest.raises(UserError, match=r"cannot be used.*Connection refused.*MLFLOW_TRACKING_URI") as caught:
+        open_run(settings, name="r")
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_finish_with_the_store_away(settings, closed_port, tmp_path, caplog):
+    run = open_run(settings, name="r")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, never answers
+        object.__setattr__(run.target, "uri", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        begin = time.monotonic()
+        run.finish("FAILED", deadline=0.5)
+        assert time.monotonic() - begin < 3
+    assert "was not told that the run FAILED" in caplog.text
+    object.__setattr__(run.target, "uri", settings.uri)
+    assert stored(run).info.status == "RUNNING"
+    assert deliver(run.target.folder, run.target) == 1
+    assert stored(run).info.status == "FAILED"
+
+
+def test_dataset_is_an_input(settings):
+    run = open_run(settings, name="r")
+    for _ in range(2):  # a resume says it again
+        run.log_dataset("fashion", "d" * 64, "s3://me:secret@bucket/x")
+    (entry,) = stored(run).inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("fashion", "d" * 36)
+    assert entry.dataset.source == '{"uri": "s3://***@bucket/x"}'
+    assert [(t.key, t.value) for t in entry.tags] == [("mlflow.data.context", "training")]
+    run.finish()
+
+
+def test_default_tags(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_JOB_ID", "01000000")
+    tags = default_tags()
+    assert tags["ray.job_id"] == "01000000"
+    assert tags["python"] == sys.version.split()[0]
+    assert {"ssl_ray.version", "host", "torch"} <= tags.keys()
+    assert "mlflow.source.git.commit" not in tags
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@x"]
+    (tmp_path / "f").write_text("1")
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", "f"], check=True)
+    subprocess.run([*git, "commit", "-qm", "m"], check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    tags = default_tags()
+    assert tags["mlflow.source.git.commit"] == head.stdout.strip()
+    assert tags["git.dirty"] == "false"
+    (tmp_path / "f").write_text("2")
+    assert default_tags()["git.dirty"] == "true"
+
+
+@pytest.mark.slow
+def test_fresh_store_is_quiet_and_in_place(tmp_path):
+    code = (
+        "import os, pathlib\n"
+        "from ssl_ray.tracking import Tracker, open_run, prepare, tracking_settings\n"
+        "settings = tracking_settings('runs/a')\n"
+        "prepare(settings).join()\n"
+        "with open_run(settings, name='r') as run:\n"
+        "    os.mkdir('elsewhere'); os.chdir('elsewhere')\n"
+        "    with Tracker(run.target) as tracker:\n"
+        "        tracker.log({'a': 1}, 0); tracker.log_text('hello', 'sub/a.txt')\n"
+    )
+    root = os.path.abspath(os.path.join(os.path.dirname(__file__), "../.."))
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**environment, "PYTHONPATH": root},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "mlflow.db").exists()
+    assert [p.read_text() for p in tmp_path.glob("mlruns/ssl-ray/*/artifacts/sub/a.txt")] == ["hello"]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_prepare_leaves_errors_to_open_run(tmp_path, closed_port, caplog):
+    caplog.set_level(logging.WARNING)
+    thread = prepare(tracking_settings(tmp_path, uri=f"http://127.0.0.1:{closed_port}"))
+    thread.join(30)
+    assert not thread.is_alive()
+    assert caplog.text == ""
