@@ -31,7 +31,8 @@ from ssl_ray.data.decode import decode
 from ssl_ray.data.views import ViewPipeline, mae_views, make_batch, moco_v2_views, simclr_views
 from ssl_ray.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, DataPreprocessor
 
-BATCH = 16
+BATCH = 64
+PACKAGES = ("opencv-python-headless", "numpy", "torch", "torchvision", "pillow", "lightly")
 Contender = Callable[[list[bytes]], None]
 
 
@@ -39,12 +40,17 @@ def sample_photos(folder: Path, count: int = 48) -> None:
     """Writes crops of scikit-learn's two photographs, 500 x 375 or 375 x 500 (JPEG, quality 90)."""
     from sklearn.datasets import load_sample_images
 
-    photos = [cv2.resize(p, None, fx=2.0, fy=2.0, interpolation=cv2.INTER_CUBIC) for p in load_sample_images().images]
+    photos = [
+        cv2.resize(p, None, fx=2.0, fy=2.0, interpolation=cv2.INTER_CUBIC)
+        for p in load_sample_images().images
+    ]
     rng = np.random.default_rng(0)
     for i in range(count):
         photo = photos[i % len(photos)]
         height, width = (375, 500) if i % 3 else (500, 375)
-        top, left = (int(rng.integers(0, a - b)) for a, b in zip(photo.shape[:2], (height, width), strict=True))
+        top, left = (
+            int(rng.integers(0, a - b)) for a, b in zip(photo.shape[:2], (height, width), strict=True)
+        )
         crop = photo[top : top + height, left : left + width, ::-1]
         cv2.imwrite(str(folder / f"{i:03d}.jpg"), crop, [cv2.IMWRITE_JPEG_QUALITY, 90])
 
@@ -66,7 +72,9 @@ def small_images(blobs: list[bytes], side: int = 28) -> list[bytes]:
     made = []
     for blob in blobs:
         gray = cv2.cvtColor(decode(blob), cv2.COLOR_RGB2GRAY)
-        made.append(cv2.imencode(".png", cv2.resize(gray, (side, side), interpolation=cv2.INTER_AREA))[1].tobytes())
+        made.append(
+            cv2.imencode(".png", cv2.resize(gray, (side, side), interpolation=cv2.INTER_AREA))[1].tobytes()
+        )
     return made
 
 
@@ -77,12 +85,25 @@ def ours(pipeline: ViewPipeline, to_float: bool = False) -> Contender:
     def run(blobs: list[bytes]) -> None:
         for start in range(0, len(blobs), BATCH):
             part = blobs[start : start + BATCH]
-            columns, failures = make_batch(pipeline, part, np.arange(start, start + len(part)), seed=0, epoch=0)
+            columns, failures = make_batch(
+                pipeline, part, np.arange(start, start + len(part)), seed=0, epoch=0
+            )
             assert not failures
             if to_float:
-                preprocessor([torch.from_numpy(columns[f"view_{i}"]).permute(0, 3, 1, 2) for i in range(len(pipeline.sizes))])
+                preprocessor(
+                    [
+                        torch.from_numpy(columns[f"view_{i}"]).permute(0, 3, 1, 2)
+                        for i in range(len(pipeline.sizes))
+                    ]
+                )
 
     return run
+
+
+def decode_all(blobs: list[bytes]) -> None:
+    """What no pipeline on this decoder can beat."""
+    for blob in blobs:
+        decode(blob)
 
 
 def on_pil(transform: Callable[[Any], Any], views: int = 1) -> Contender:
@@ -98,7 +119,7 @@ def on_pil(transform: Callable[[Any], Any], views: int = 1) -> Contender:
 
 
 def on_tensor(transform: Callable[[Any], Any], views: int) -> Contender:
-    """torchvision decodes into a uint8 tensor, v2 transforms follow."""
+    """Torchvision decodes into a uint8 tensor, v2 transforms follow."""
 
     def run(blobs: list[bytes]) -> None:
         for blob in blobs:
@@ -111,7 +132,7 @@ def on_tensor(transform: Callable[[Any], Any], views: int) -> Contender:
     return run
 
 
-def torchvision_chain(recipe: str, size: int, tensor: bool) -> Callable[[Any], Any]:
+def torchvision_chain(recipe: str, size: int, tensor: bool) -> Any:
     """The recipe in torchvision's own words; `tensor` takes uint8 tensors, otherwise PIL images."""
     normalize = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     start = [] if tensor else [v2.ToImage()]
@@ -135,9 +156,13 @@ def torchvision_chain(recipe: str, size: int, tensor: bool) -> Callable[[Any], A
 
 def contenders(recipe: str, size: int) -> tuple[int, dict[str, Contender]]:
     """Views per image, and every contender for one recipe."""
-    import lightly.transforms as peers
+    import lightly.transforms as peers  # slow to import
 
-    pipelines = {"moco_v2": moco_v2_views, "simclr": simclr_views, "mae": mae_views}
+    pipelines: dict[str, Callable[[int], ViewPipeline]] = {
+        "moco_v2": moco_v2_views,
+        "simclr": simclr_views,
+        "mae": mae_views,
+    }
     pipeline = pipelines[recipe](size)
     views = len(pipeline.sizes)
     if recipe == "mae":
@@ -152,7 +177,7 @@ def contenders(recipe: str, size: int) -> tuple[int, dict[str, Contender]]:
         "lightly": on_pil(lightly),
         "torchvision PIL": on_pil(torchvision_chain(recipe, size, tensor=False), views),
         "torchvision v2 tensor": on_tensor(torchvision_chain(recipe, size, tensor=True), views),
-        "decode alone": lambda blobs: [decode(b) for b in blobs] and None,
+        "decode alone": decode_all,
     }
 
 
@@ -170,8 +195,12 @@ def measure(runs: dict[str, Contender], blobs: list[bytes], views: int, rounds: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="encoded photographs; default: scikit-learn's samples, cropped")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="encoded photographs; default: scikit-learn's samples, cropped"
+    )
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", help="one of: moco_v2, simclr, mae, moco_v2_28px")
@@ -184,12 +213,17 @@ def main() -> None:
     small = small_images(blobs)
     result: dict[str, Any] = {
         "machine": f"{platform.processor() or platform.machine()}, {platform.system()} {platform.release()}",
-        "versions": {p: version(p) for p in ("opencv-python-headless", "numpy", "torch", "torchvision", "pillow", "lightly")},
+        "versions": {
+            p: version(p)
+            for p in ("opencv-python-headless", "numpy", "torch", "torchvision", "pillow", "lightly")
+        },
         "images": len(blobs),
         "folder": str(args.folder) if args.folder else "scikit-learn sample photographs",
     }
     print(f"{result['machine']}; {', '.join(f'{k} {v}' for k, v in result['versions'].items())}")
-    print(f"{len(blobs)} images, mean {sum(map(len, blobs)) / len(blobs) / 1024:.0f} KB, from {result['folder']}")
+    print(
+        f"{len(blobs)} images, mean {sum(map(len, blobs)) / len(blobs) / 1024:.0f} KB, from {result['folder']}"
+    )
     for name, recipe, size, images in (
         ("moco_v2", "moco_v2", 224, blobs),
         ("simclr", "simclr", 224, blobs),

@@ -3,6 +3,7 @@
 import io
 import struct
 import warnings
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -10,6 +11,17 @@ from PIL import Image, ImageOps
 
 MAX_PIXELS = 1 << 27
 """More than this (134 million pixels, 400 MB as RGB) is taken for a decompression bomb."""
+
+_ORIENTATION = 0x0112  # EXIF tag; values from 5 on swap height and width
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that carry the image's size
+_EOI = b"\xff\xd9"
+_GREY = 128  # what libjpeg leaves where the data of a JPEG end too early
+_FLAGS = {  # of cv2.imdecode by reduction; OpenCV has no RGB names for the smaller ones, but the same bits
+    1: cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
 
 
 class BrokenImage(ValueError):
@@ -20,22 +32,130 @@ class BrokenImage(ValueError):
         self.reason = reason
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decodes to RGB, (H, W, 3) uint8, turned upright as its EXIF orientation says."""
+class Header(NamedTuple):
+    """What an image says of itself before it is decoded. Height and width are those of the upright image."""
+
+    height: int
+    width: int
+    jpeg: bool = False
+
+
+def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
+    """Size and kind, without decoding. Raises BrokenImage: no image, cut off, or more than max_pixels."""
+    if data[:2] == b"\xff\xd8":
+        header = _jpeg_header(data)
+    elif data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
+        width, height = struct.unpack_from(">II", data, 16)
+        header = Header(height, width)
+    else:
+        header = _other_header(data)
+    if not 0 < header.height * header.width <= max_pixels:
+        raise BrokenImage(f"{header.width} x {header.height} pixels, allowed are 1 to {max_pixels}")
+    return header
+
+
+def _jpeg_header(data: bytes) -> Header:
+    """Walks the segments up to the first scan; then the end-of-image marker must follow somewhere."""
+    position, height, width, orientation = 2, 0, 0, 1
+    try:
+        while (marker := data[position + 1]) != 0xDA:
+            if data[position] != 0xFF:
+                raise BrokenImage("damaged JPEG header")
+            if marker == 0xFF:  # padding
+                position += 1
+                continue
+            (length,) = struct.unpack_from(">H", data, position + 2)
+            if marker in _SOF:
+                height, width = struct.unpack_from(">HH", data, position + 5)
+            elif marker == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
+                orientation = _orientation(data[position + 4 : position + 2 + length])
+            position += 2 + length
+    except (IndexError, struct.error):
+        raise BrokenImage("truncated JPEG: it ends within its header") from None
+    if data[-2:] != _EOI and data.find(_EOI, position) < 0:
+        raise BrokenImage("truncated JPEG: no end-of-image marker")
+    if orientation >= 5:
+        height, width = width, height
+    return Header(height, width, jpeg=True)
+
+
+def _orientation(segment: bytes) -> int:
+    exif = Image.Exif()
+    try:
+        exif.load(segment)
+        return int(exif.get(_ORIENTATION, 1))
+    except Exception:  # a damaged tag does not make the picture unreadable
+        return 1
+
+
+def _other_header(data: bytes) -> Header:
     if not data:
         raise BrokenImage("empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as header:
-                width, height = header.size
-    except Exception as error:
-        raise BrokenImage(f"not an image: {error}") from None
-    if width * height > max_pixels:
-        raise BrokenImage(f"{width} x {height} pixels, more than {max_pixels}")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+            return Header(image.height, image.width)
+    except Image.DecompressionBombError as error:
+        raise BrokenImage(str(error)) from None
+    except Exception:  # plug-ins raise whatever their parsers stumble on
+        raise BrokenImage(f"no known image format (starts with {data[:8]!r})") from None
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, reduce: int = 1) -> np.ndarray:
+    """Decodes to RGB, (H, W, 3) uint8, turned upright as its EXIF orientation says.
+
+    Gray, palette, CMYK and 16-bit images become 8-bit RGB; alpha is dropped. reduce: 1, 2, 4 or 8; a JPEG is decoded at
+    1/reduce of its size, sides rounded up, which costs less. OpenCV decodes; PIL takes what OpenCV cannot read.
+    Raises BrokenImage for anything that is not one whole image of at most max_pixels.
+
+    A JPEG whose data are damaged but complete in length decodes to a damaged picture: libjpeg does not tell.
+    """
+    return decode_known(data, read_header(data, max_pixels=max_pixels), reduce)
+
+
+def decode_known(data: bytes, header: Header, reduce: int = 1) -> np.ndarray:
+    """`decode` of data whose header has been read."""
+    image = _opencv(data, reduce if header.jpeg else 1)
     if image is None:
-        raise BrokenImage("cannot be decoded")
-    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < 0:
-        raise BrokenImage("truncated JPEG")
+        return _pil(data)
+    if header.jpeg and _ends_in_grey(image) and _takes_more_data(data, image, reduce):
+        raise BrokenImage("truncated JPEG: its data end before the picture does")
     return image
+
+
+def _opencv(data: bytes, reduce: int) -> np.ndarray | None:
+    """None where OpenCV cannot."""
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[reduce])
+    except cv2.error:
+        return None
+
+
+def _ends_in_grey(image: np.ndarray) -> bool:
+    """Whether a corner (any, as the picture may have been turned) has the grey that libjpeg fills up with."""
+    bottom, right = image.shape[0] - 1, image.shape[1] - 1
+    return any(
+        image.item(y, x, 0) == _GREY and (image[y and y - 1 :, x and x - 1 :][:2, :2] == _GREY).all()
+        for y, x in ((bottom, right), (bottom, 0), (0, right), (0, 0))
+    )
+
+
+def _takes_more_data(data: bytes, image: np.ndarray, reduce: int) -> bool:
+    """Whether bytes put in front of the end-of-image marker change the picture: then it was not complete.
+
+    A decoder that has all its blocks skips such bytes. Needed only for pictures with a grey corner.
+    """
+    end = data.rfind(_EOI)
+    longer = _opencv(data[:end] + bytes(range(1, 255)) + data[end:], reduce)
+    return longer is None or not np.array_equal(longer, image)
+
+
+def _pil(data: bytes) -> np.ndarray:
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+            if image.mode in ("F", "I") or image.mode.startswith("I;"):
+                raise BrokenImage(f"pixels of mode {image.mode} have no agreed range; convert them to 8 bits")
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except BrokenImage:
+        raise
+    except Exception as error:  # plug-ins raise whatever their parsers stumble on
+        raise BrokenImage(f"cannot be decoded: {error}") from None

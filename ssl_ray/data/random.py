@@ -2,10 +2,12 @@
 
 import math
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-_BLOCK = 32  # numbers made at once; a view needs about 20
+_BATCH = 32  # words made at once; a view needs about 20
 _TO_UNIT = 2.0**-53
 _WORD = 2**64 - 1
 
@@ -16,7 +18,7 @@ class _Engine(threading.local):
     def __init__(self) -> None:
         self.counter = np.zeros(4, np.uint64)
         self.key = np.zeros(2, np.uint64)
-        self.state = {
+        self.state: Any = {
             "bit_generator": "Philox",
             "state": {"counter": self.counter, "key": self.key},
             "buffer": np.zeros(4, np.uint64),
@@ -41,31 +43,29 @@ class Draws:
     draw. Exception: a call with a size (`random(shape)`, `permutation(n)`) takes as many as its size asks for.
     """
 
-    __slots__ = ("_block", "_numbers", "_position", "epoch", "index", "seed", "view")
+    __slots__ = ("_block", "_counter", "_key", "_next")
 
     def __init__(self, seed: int, epoch: int, index: int, view: int = 0) -> None:
-        self.seed, self.epoch, self.index, self.view = seed & _WORD, epoch & _WORD, index & _WORD, view & _WORD
+        self._key = seed & _WORD, epoch & _WORD
+        self._counter = index & _WORD, view & _WORD, 0
         self._block = 0
-        self._position = _BLOCK
-        self._numbers: list[float] = []
+        self._next = self._numbers().__next__
 
-    def _raw(self, count: int) -> np.ndarray:
-        """The next `count` words, (count,) uint64; what is left of the last counter's four is skipped."""
+    def _words(self, count: int) -> np.ndarray:
+        """The next `count` words, (count,) uint64; what is left of the last block's four is skipped."""
         engine = _engine
-        engine.key[:] = self.seed, self.epoch
-        engine.counter[:] = self._block, self.index, self.view, 0
+        engine.key[:] = self._key
+        engine.counter[0] = self._block
+        engine.counter[1:] = self._counter
         engine.philox.state = engine.state
         self._block += -(-count // 4)
         words: np.ndarray = engine.philox.random_raw(count)
         return words
 
-    def _next(self) -> float:
-        if self._position == _BLOCK:
-            self._numbers = ((self._raw(_BLOCK) >> np.uint64(11)) * _TO_UNIT).tolist()
-            self._position = 0
-        number = self._numbers[self._position]
-        self._position += 1
-        return number
+    def _numbers(self) -> Iterator[float]:
+        while True:
+            for word in self._words(_BATCH).tolist():
+                yield (word >> 11) * _TO_UNIT
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """One number in [low, high)."""
@@ -94,4 +94,4 @@ class Draws:
     def random(self, shape: int | tuple[int, ...]) -> np.ndarray:
         """An array of numbers in [0, 1), float64, from blocks of its own."""
         count = shape if isinstance(shape, int) else math.prod(shape)
-        return ((self._raw(count) >> np.uint64(11)) * _TO_UNIT).reshape(shape)
+        return ((self._words(count) >> np.uint64(11)) * _TO_UNIT).reshape(shape)

@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import cv2
 import numpy as np
 
+from ssl_ray.data.augment.scratch import scratch
 from ssl_ray.data.random import Draws
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -23,16 +24,49 @@ class Box(NamedTuple):
     height: int
     width: int
 
+    def reduced(self, factor: int, height: int, width: int) -> "Box":
+        """The box on the same image at 1/factor of its size, which there is height x width."""
+        top, left = min(self.top // factor, height - 1), min(self.left // factor, width - 1)
+        h, w = max(1, round(self.height / factor)), max(1, round(self.width / factor))
+        return Box(top, left, min(h, height - top), min(w, width - left))
 
-def resized_crop(image: np.ndarray, box: Box, size: int, interpolation: Interpolation = "bilinear") -> np.ndarray:
-    """Cuts `box` out of (H, W, 3) uint8 and resamples it to (size, size, 3)."""
+
+def resized_crop(
+    image: np.ndarray,
+    box: Box,
+    size: int,
+    interpolation: Interpolation = "bilinear",
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Cuts `box` out of (H, W, 3) uint8 and resamples it to (size, size, 3).
+
+    A box of twice the size and more is halved first, by averages of 2 x 2, until it is smaller than that: every
+    pixel of the box then has a share in the view, at a fraction of the cost of PIL's antialiasing.
+    """
     crop = image[box.top : box.top + box.height, box.left : box.left + box.width]
-    return cv2.resize(crop, (size, size), interpolation=_FLAGS[interpolation])
+    halvings = 0
+    while min(crop.shape[:2]) >= 2 * size:
+        height, width = crop.shape[0] // 2, crop.shape[1] // 2
+        half = scratch(f"half {halvings}", (height, width, 3))
+        crop = cv2.resize(
+            crop[: 2 * height, : 2 * width], (width, height), half, interpolation=cv2.INTER_AREA
+        )
+        halvings += 1
+    view: np.ndarray = cv2.resize(crop, (size, size), out, interpolation=_FLAGS[interpolation])
+    return view
 
 
-def flip(image: np.ndarray) -> np.ndarray:
+def horizontal_flip(image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """Mirrors left and right."""
-    return cv2.flip(image, 1)
+    flipped: np.ndarray = cv2.flip(image, 1, out)
+    return flipped
+
+
+class Cut(Protocol):
+    """Chooses the box that a view is cut from."""
+
+    def draw(self, draws: Draws, height: int, width: int) -> Box:
+        """The box for an image of height x width pixels."""
 
 
 @dataclass(frozen=True)

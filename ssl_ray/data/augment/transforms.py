@@ -1,25 +1,24 @@
-"""Random operations on one view: `draw` takes the parameters, `apply` uses them.
-
-`draw` returns None where the operation is not to be applied.
-"""
+"""Random operations on one view: `draw` takes the parameters, `apply` uses them."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ssl_ray.data.augment import color, filters, geometry
+from ssl_ray.data.augment.color import color_jitter, solarize, to_grayscale
+from ssl_ray.data.augment.filters import gaussian_blur
+from ssl_ray.data.augment.geometry import horizontal_flip
 from ssl_ray.data.random import Draws
 
 
 class Transform(Protocol):
-    """An operation on (S, S, 3) uint8 whose parameters are drawn apart from its application."""
+    """A random operation on a view, (S, S, 3) uint8."""
 
     def draw(self, draws: Draws) -> Any:
-        """The parameters of one application, or None: leave the image as it is."""
+        """The parameters, or None: the view stays as it is."""
 
-    def apply(self, image: np.ndarray, params: Any) -> np.ndarray:
-        """The operation with these parameters."""
+    def apply(self, view: np.ndarray, params: Any) -> None:
+        """Changes the view in place."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,12 @@ class HorizontalFlip:
     p: float = 0.5
 
     def draw(self, draws: Draws) -> bool | None:
+        """See `Transform`."""
         return draws.bernoulli(self.p) or None
 
-    def apply(self, image: np.ndarray, params: bool) -> np.ndarray:
-        return geometry.flip(image)
+    def apply(self, view: np.ndarray, params: bool) -> None:
+        """See `Transform`."""
+        horizontal_flip(view, view)
 
 
 class Jitter(NamedTuple):
@@ -59,6 +60,7 @@ class ColorJitter:
     p: float = 1.0
 
     def draw(self, draws: Draws) -> Jitter | None:
+        """See `Transform`."""
         applied = draws.bernoulli(self.p)
         b, c, s = (
             draws.uniform(max(0.0, 1 - x), 1 + x) for x in (self.brightness, self.contrast, self.saturation)
@@ -66,17 +68,9 @@ class ColorJitter:
         params = Jitter(b, c, s, draws.uniform(-self.hue, self.hue), tuple(draws.permutation(4)))
         return params if applied else None
 
-    def apply(self, image: np.ndarray, params: Jitter) -> np.ndarray:
-        for op in params.order:
-            if op == 0 and self.brightness:
-                image = color.adjust_brightness(image, params.brightness)
-            elif op == 1 and self.contrast:
-                image = color.adjust_contrast(image, params.contrast)
-            elif op == 2 and self.saturation:
-                image = color.adjust_saturation(image, params.saturation)
-            elif op == 3 and self.hue:
-                image = color.adjust_hue(image, params.hue)
-        return image
+    def apply(self, view: np.ndarray, params: Jitter) -> None:
+        """See `Transform`."""
+        color_jitter(view, *params, out=view)
 
 
 @dataclass(frozen=True)
@@ -86,10 +80,12 @@ class Grayscale:
     p: float = 0.2
 
     def draw(self, draws: Draws) -> bool | None:
+        """See `Transform`."""
         return draws.bernoulli(self.p) or None
 
-    def apply(self, image: np.ndarray, params: bool) -> np.ndarray:
-        return color.to_grayscale(image)
+    def apply(self, view: np.ndarray, params: bool) -> None:
+        """See `Transform`."""
+        to_grayscale(view, view)
 
 
 @dataclass(frozen=True)
@@ -100,11 +96,13 @@ class GaussianBlur:
     sigma: tuple[float, float] = (0.1, 2.0)
 
     def draw(self, draws: Draws) -> float | None:
+        """See `Transform`."""
         applied, sigma = draws.bernoulli(self.p), draws.uniform(*self.sigma)
         return sigma if applied else None
 
-    def apply(self, image: np.ndarray, params: float) -> np.ndarray:
-        return filters.gaussian_blur(image, params)
+    def apply(self, view: np.ndarray, params: float) -> None:
+        """See `Transform`."""
+        gaussian_blur(view, params, view)
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,9 @@ class Solarize:
     threshold: int = 128
 
     def draw(self, draws: Draws) -> bool | None:
+        """See `Transform`."""
         return draws.bernoulli(self.p) or None
 
-    def apply(self, image: np.ndarray, params: bool) -> np.ndarray:
-        return color.solarize(image, self.threshold)
+    def apply(self, view: np.ndarray, params: bool) -> None:
+        """See `Transform`."""
+        solarize(view, self.threshold, view)
