@@ -15,18 +15,20 @@ class DataPreprocessor(nn.Module):
     Views are (B, 3, H, W); uint8 becomes float32 and is normalised, float passes through as it is.
     """
 
-    mean: Tensor
-    std: Tensor
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        mean_, std_ = (torch.tensor(x, dtype=torch.float64).view(-1, 1, 1) for x in (mean, std))
+        # (x / 255 - mean) / std as one product and one difference, in place: a third of the passes over memory.
+        self.register_buffer("scale", (1 / (255 * std_)).float(), persistent=False)
+        self.register_buffer("shift", (mean_ / std_).float(), persistent=False)
 
     def forward(self, views: list[Tensor]) -> list[Tensor]:
         """Returns the list of normalised views, memory format kept."""
         return [self.normalize(v) if v.dtype == torch.uint8 else v for v in views]
 
     def normalize(self, view: Tensor) -> Tensor:
-        """One uint8 view, normalised: (x / 255 - mean) / std."""
-        return (view.to(torch.float32) / 255 - self.mean) / self.std
+        """One uint8 view, normalised: (x / 255 - mean) / std, float32."""
+        return view.to(torch.float32).mul_(self.scale).sub_(self.shift)

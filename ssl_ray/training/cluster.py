@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+CONNECT_TIMEOUT_S = 10
+# Of a machine's CPUs that train without a GPU; the others make views.
+TRAINING_SHARE = 0.75
 # A worker gets at least this share of a core when a small machine is shared out.
 MIN_CPUS_PER_WORKER = 0.25
 
@@ -42,6 +46,8 @@ def connect(address: str | None, *, verbose: bool) -> None:
     if not verbose:
         os.environ.setdefault("RAY_LOG_TO_DRIVER_EVENT_LEVEL", "FATAL")
     address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_reachable(address)
     # An explicit address does not pick up the token that Ray keeps; without this it would retry and then be refused.
     if address and "RAY_AUTH_MODE" not in os.environ and _has_token():
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -66,6 +72,20 @@ def connect(address: str | None, *, verbose: bool) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes, and say so in a dozen lines."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdigit()):
+        return  # "auto", or nothing that Ray understands either: it answers at once
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise UserError(
+            f"address: nobody answers at {address} ({error}); start a cluster there (`ray start --head`), or leave "
+            "--address and RAY_ADDRESS out to use this machine"
+        ) from error
+
+
 def _has_token() -> bool:
     default = os.path.expanduser("~/.ray/auth_token")
     return bool(os.environ.get("RAY_AUTH_TOKEN")) or os.path.exists(
@@ -81,7 +101,8 @@ def fit_workers(workers: int, cpus_per_worker: float | None, gpus_per_worker: fl
     """Decides what each worker takes, and refuses what the cluster cannot serve.
 
     Ray Data gets only the CPUs that training leaves: at least one must be left, or the run would wait for ever without
-    a word. By default a worker takes a GPU where there are any, and one CPU, or less on a machine with few.
+    a word. By default a worker takes a GPU where there are any, and one CPU; less on a machine with few, and more where
+    one machine without a GPU trains, for there the worker's CPUs are what computes.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
@@ -99,6 +120,8 @@ def fit_workers(workers: int, cpus_per_worker: float | None, gpus_per_worker: fl
     if cpus_per_worker is None:
         spare = max(cpus - 1, 0) / workers
         cpus_per_worker = 1.0 if spare >= 1 else math.floor(spare * 20) / 20
+        if len(nodes) == 1 and not gpus_per_worker and spare >= 1:
+            cpus_per_worker = float(max(1, min(int(spare), int(cpus * TRAINING_SHARE / workers))))
         if cpus_per_worker < MIN_CPUS_PER_WORKER:
             most = int(max(cpus - 1, 0) / MIN_CPUS_PER_WORKER)
             raise UserError(

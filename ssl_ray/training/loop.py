@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import inspect
 import logging
 import tempfile
 import time
@@ -28,6 +29,15 @@ from ssl_ray.training import checkpoint
 from ssl_ray.training.optim import build_optimizer, set_lr
 from ssl_ray.training.schedules import learning_rate
 
+# Buffers are queues, banks and BN statistics: every rank writes the same rows itself, so none is sent at each forward.
+# The argument has another name in older releases of torch.
+_SYNC_BUFFERS = "forward_sync_buffers"
+DDP = {
+    _SYNC_BUFFERS
+    if _SYNC_BUFFERS in inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+    else "broadcast_buffers": False,
+    "gradient_as_bucket_view": True,
+}
 # Up to this side raw pixels are a fair rival in kNN: their accuracy is shown as a baseline.
 SMALL_IMAGE = 64
 
@@ -92,9 +102,7 @@ def train(job: Job) -> dict[str, Any]:
 
     if training.compile:
         algorithm.compile()
-    model = prepare_model(
-        algorithm, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True}
-    )
+    model = prepare_model(algorithm, parallel_strategy_kwargs=DDP)
 
     if rank == 0:
         ray.get(job.dealer.start.remote(step, world_size))
