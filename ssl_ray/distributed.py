@@ -7,7 +7,7 @@ number of workers.
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_distributed() -> bool:
@@ -106,17 +106,27 @@ def local_rows(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def max_(x: Tensor) -> Tensor:
-    """Largest value over ranks, in place. Returns x."""
-    if is_distributed():
-        dist.all_reduce(x, op=dist.ReduceOp.MAX)
-    return x
-
-
-@torch.no_grad()
 def mean(x: Tensor) -> Tensor:
     """Mean over ranks, without gradient; x is left as it is."""
     return sum_(x.clone()) / world_size()
+
+
+@torch.no_grad()
+def average_batch_norm_(module: nn.Module) -> None:
+    """Running statistics of batch norms averaged over ranks, in place.
+
+    Without SyncBN each rank's are its own; what is evaluated and what is saved should be one network.
+    """
+    if not is_distributed():
+        return
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    statistics = [s for m in norms for s in (m.running_mean, m.running_var) if s is not None]
+    if statistics:
+        together = sum_(torch.cat([s.flatten() for s in statistics])) / world_size()
+        for mine, average in zip(
+            statistics, torch.split(together, [s.numel() for s in statistics]), strict=True
+        ):
+            mine.copy_(average.view_as(mine))
 
 
 def agree(*flags: bool) -> list[bool]:

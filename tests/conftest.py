@@ -1,4 +1,4 @@
-"""One local Ray cluster for the tests that need one, with more logical CPUs than a small machine has cores."""
+"""Ray clusters that tests share: one of this process, and one that runs of the real command join."""
 
 import os
 from collections.abc import Iterator
@@ -15,3 +15,13 @@ def ray_cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def two_cpus() -> Iterator[str]:
+    """Address of a cluster of 2 logical CPUs in processes of its own, whatever the machine has."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield cluster.address
+    cluster.shutdown()

@@ -44,12 +44,14 @@ def start(cwd: Path, *arguments: str, env: dict[str, str] | None = None) -> "sub
         )
 
 
-def run(cwd: Path, *arguments: str, timeout: float = 240) -> "subprocess.CompletedProcess[str]":
+def run(
+    cwd: Path, *arguments: str, timeout: float = 240, env: dict[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
     """`ssl-ray ARGUMENTS` in `cwd`, to its end."""
     return subprocess.run(
         [sys.executable, "-m", "ssl_ray.cli", *arguments],
         cwd=cwd,
-        env=environment(cwd),
+        env=environment(cwd) | (env or {}),
         capture_output=True,
         text=True,
         timeout=timeout,

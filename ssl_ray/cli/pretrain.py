@@ -16,7 +16,9 @@ def pretrain(
             help="fashion, digits, torchvision:NAME, a folder, Parquet, s3://... [default: fashion]"
         ),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Training workers.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Training workers. [default: 1, or as before with --resume]")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="path=value, such as algorithm.backbone.depth=18.")
     ] = None,
@@ -38,13 +40,14 @@ def pretrain(
     image_column: Annotated[str | None, typer.Option(help="Parquet column of encoded images.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Parquet column of labels.")] = None,
     holdout: Annotated[
-        float, typer.Option(help="Share held out for evaluation where the data has no split.")
-    ] = 0.1,
+        float | None,
+        typer.Option(help="Share held out for evaluation where the data has no split. [default: 0.1]"),
+    ] = None,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, else this machine]")
     ] = None,
-    cpus_per_worker: Annotated[float | None, typer.Option(help="CPUs of each worker.")] = None,
-    gpus_per_worker: Annotated[float | None, typer.Option(help="GPUs of each worker.")] = None,
+    cpus_per_worker: Annotated[float | None, typer.Option(min=0.05, help="CPUs of each worker.")] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="GPUs of each worker.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and warnings only.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also what Ray says.")] = False,
@@ -58,13 +61,25 @@ def pretrain(
         raise UserError(
             "pretrain: name what to train, such as `ssl-ray pretrain moco`; `ssl-ray list` shows all"
         )
-    if resume is not None and (settings or epochs or seed is not None or name or data):
+    kept = {
+        "--set": settings,
+        "--epochs": epochs,
+        "--seed": seed,
+        "--data": data,
+        "--name": name,
+        "--image-column": image_column,
+        "--label-column": label_column,
+        "--holdout": holdout,
+        "--scale": None if scale == "auto" else scale,
+    }
+    if resume is not None and (
+        given := [option for option, value in kept.items() if value not in (None, [])]
+    ):
         raise UserError(
-            "resume: a resumed run keeps its recipe, data and name; leave out --set, --epochs, --seed, --data and "
-            "--name, or start a new run"
+            f"resume: a resumed run keeps its recipe, data and name; leave out {', '.join(given)}, or start a new run"
         )
     shorthands = {"training.epochs": epochs, "training.max_steps": steps, "training.seed": seed}
-    pretrain(
+    summary = pretrain(
         Request(
             recipe=recipe,
             data=data or "fashion",
@@ -75,7 +90,7 @@ def pretrain(
             storage=storage,
             resume=resume,
             columns={"image_column": image_column, "label_column": label_column},
-            holdout=holdout,
+            holdout=0.1 if holdout is None else holdout,
             address=address,
             cpus_per_worker=cpus_per_worker,
             gpus_per_worker=gpus_per_worker,
@@ -84,3 +99,5 @@ def pretrain(
         ),
         Console("quiet" if quiet or as_json else "verbose" if verbose else "normal"),
     )
+    if summary["status"] != "finished":
+        raise typer.Exit(130)  # as a shell says of a command that Ctrl-C ended

@@ -8,9 +8,9 @@ decided by the plan and by (seed, epoch, index, view): neither task order, the n
 
 import asyncio
 import contextlib
+import queue
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,17 +21,21 @@ import pyarrow as pa
 import ray
 import torch
 from ray.data.block import BlockAccessor
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from ssl_ray.data.plan import Plan
 from ssl_ray.data.source import Source
 from ssl_ray.data.views import ViewPipeline, make_batch
+from ssl_ray.errors import UserError
 
 # Ray's cost is per block, not per byte: blocks of some tens of MB amortise it (several steps per block).
 BLOCK_BYTES = 64 * 2**20
 MAX_STEPS_PER_BLOCK = 16
 # Blocks waiting per rank. More hides longer hiccups and holds more memory.
 QUEUE_DEPTH = 2
+# Batches that a rank holds ready on its device.
+READY_BATCHES = 2
 # Blocks per execution of the dataset: Ray holds a reference and some metadata for each.
 WINDOW_BLOCKS = 1024
 MAX_SUBSTITUTES = 32
@@ -137,9 +141,6 @@ class _MakeBlocks:
         self.dealer = dealer
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        import cv2
-
-        cv2.setNumThreads(0)  # one task, one core: Ray counts on it
         row = {name: int(values[0]) for name, values in rows.items()}
         columns, broken = make_block(_config_of(self.config[0]), **row)
         if broken:
@@ -165,7 +166,7 @@ class Dealer:
         self.stop_producer = threading.Event()
         self.broken: dict[int, Broken] = {}
         self.news: list[Broken] = []
-        self.failure: str | None = None
+        self.too_many_broken = False
         self.stopping = False
 
     async def start(self, first_step: int, world_size: int) -> None:
@@ -182,15 +183,13 @@ class Dealer:
         ).start()
 
     async def next(self, rank: int) -> dict[str, Any]:
-        """The rank's next block: {"blocks": [reference]} (empty at the end), or {"error": message}.
+        """The rank's next block: {"blocks": [reference]}, empty at the end.
 
-        "stop" says that the user asked the run to end.
+        Else {"error": message, "final": whether starting again would meet the same}.
         """
         self.dealt = True
-        if self.failure is not None:
-            return {"error": self.failure}
         item: dict[str, Any] = await self.queues[rank].get()
-        return {**item, "stop": self.stopping}
+        return item
 
     async def report_broken(self, found: list[Broken]) -> None:
         """Called by data tasks. Stops the run when more than the allowed share of the data set is broken."""
@@ -198,13 +197,15 @@ class Dealer:
         self.broken |= fresh
         self.news += fresh.values()
         allowed = self.config.max_broken * self.config.plan.num_samples
-        if self.failure is None and len(self.broken) > allowed:
+        if not self.too_many_broken and len(self.broken) > allowed:
+            self.too_many_broken = True
             listed = "; ".join(f"{b.path} ({b.reason})" for b in list(self.broken.values())[:20])
             more = f"; and {len(self.broken) - 20} more" if len(self.broken) > 20 else ""
             self._fail(
                 f"data.max_broken: {len(self.broken)} of {self.config.plan.num_samples} images are unreadable, more "
                 f"than the allowed share {self.config.max_broken:g}: {listed}{more}; mend or remove them, or raise "
-                "data.max_broken"
+                "data.max_broken",
+                final=True,
             )
 
     async def take_news(self) -> list[Broken]:
@@ -216,18 +217,17 @@ class Dealer:
         """Asks the run to end at its next look, with a checkpoint."""
         self.stopping = True
 
-    async def pid(self) -> int:
-        """Process id, for whoever wants to know that the actor is up."""
-        import os
+    async def stop_requested(self) -> bool:
+        """Whether somebody did."""
+        return self.stopping
 
-        return os.getpid()
-
-    def _fail(self, message: str) -> None:
-        self.failure = message
-        for queue in self.queues:
-            while not queue.empty():
-                queue.get_nowait()
-            queue.put_nowait({"error": message})
+    def _fail(self, message: str, final: bool) -> None:
+        """Tells every rank in place of what waits for it, and deals no more."""
+        self.stop_producer.set()
+        for waiting in self.queues:
+            while not waiting.empty():
+                waiting.get_nowait()
+            waiting.put_nowait({"error": message, "final": final})
 
     def _produce(
         self, first_step: int, world_size: int, queues: list["asyncio.Queue[Any]"], stop: threading.Event
@@ -257,7 +257,7 @@ class Dealer:
         except Exception as error:  # whatever it was, the ranks must hear of it rather than wait for ever
             if not stop.is_set():
                 cause = getattr(error, "cause", None) or error
-                self.loop.call_soon_threadsafe(self._fail, f"the data stream failed: {cause}")
+                self.loop.call_soon_threadsafe(self._fail, f"the data stream failed: {cause}", False)
 
     def _windows(self, first_step: int, world_size: int) -> Iterator[list[dict[str, int]]]:
         most = BLOCK_BYTES // max(1, self.config.step_bytes(world_size))
@@ -289,21 +289,18 @@ def _quiet_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.target_max_block_size = 4 * BLOCK_BYTES * MAX_STEPS_PER_BLOCK  # one task, one block
+    context.raise_original_map_exception = True  # the user's error, not Ray's advice about it
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-class StreamError(RuntimeError):
-    """The stream cannot go on. The message is for the user."""
-
-
 class Batches(Iterator[Batch]):
-    """A rank's end of the stream: its batches in order, the next block always asked for ahead.
+    """A rank's end of the stream: its batches in order, made ready by a thread while the model computes.
 
     channels_last: memory format of the views; blocks hold them so, any other costs a copy. `waited` sums the seconds
-    spent waiting for data. Raises StreamError when the stream cannot go on, and
-    StopIteration after the run's last step.
+    spent waiting for data. Raises UserError when too much of the data is broken, RuntimeError when the stream failed,
+    and StopIteration after the run's last step.
     """
 
     def __init__(
@@ -318,58 +315,72 @@ class Batches(Iterator[Batch]):
         channels_last: bool = False,
     ) -> None:
         self.dealer = dealer
+        self.first_step = first_step
         self.rank = rank
         self.batch_size = batch_size
         self.view_names = [f"view_{i}" for i in range(views)]
         self.device = device
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.step = first_step
         self.waited = 0.0
-        self.stop_requested = False
-        self.block: dict[str, np.ndarray] = {}
-        self.row = self.rows = 0
-        self.ahead = dealer.next.remote(rank)
+        self.ready: queue.Queue[Batch | Exception | None] = queue.Queue(READY_BATCHES)
+        threading.Thread(target=self._fill, name="batches", daemon=True).start()
 
     def __next__(self) -> Batch:
         started = time.perf_counter()
-        if self.row == self.rows:
-            self._next_block()
-        rows = slice(self.row, self.row + self.batch_size)
-        columns = {name: self._to_device(values[rows]) for name, values in self.block.items()}
-        views = [columns.pop(name).permute(0, 3, 1, 2) for name in self.view_names]
-        batch = Batch(self.step, [v.contiguous(memory_format=self.memory_format) for v in views], columns)
-        self.row += self.batch_size
-        self.step += 1
+        item = self.ready.get()
         self.waited += time.perf_counter() - started
-        return batch
-
-    def _next_block(self) -> None:
-        answer = ray.get(self.ahead)
-        if "error" in answer:
-            raise StreamError(answer["error"])
-        self.stop_requested = self.stop_requested or answer["stop"]
-        if not answer["blocks"]:
+        if isinstance(item, Batch):
+            return item
+        self.ready.put(item)  # for whoever asks again
+        if item is None:
             raise StopIteration
-        block = ray.get(answer["blocks"][0])
-        self.ahead = self.dealer.next.remote(self.rank)
-        self.block = BlockAccessor.for_block(block).to_numpy()
-        self.row, self.rows = 0, len(self.block["index"])
-        assert self.rows % self.batch_size == 0, "block boundaries are batch boundaries"
+        raise item
+
+    def _fill(self) -> None:
+        """Thread: the next block is asked for while the one at hand is cut into batches."""
+        try:
+            step = self.first_step
+            ahead = self.dealer.next.remote(self.rank)
+            while True:
+                answer = ray.get(ahead)
+                if "error" in answer:
+                    raise (UserError if answer["final"] else RuntimeError)(answer["error"])
+                if not answer["blocks"]:
+                    break
+                block = ray.get(answer["blocks"][0])
+                ahead = self.dealer.next.remote(self.rank)
+                columns = BlockAccessor.for_block(block).to_numpy()
+                rows = len(columns["index"])
+                assert rows % self.batch_size == 0, "block boundaries are batch boundaries"
+                for start in range(0, rows, self.batch_size):
+                    part = {name: values[start : start + self.batch_size] for name, values in columns.items()}
+                    self.ready.put(self._batch(step, part))
+                    step += 1
+            self.ready.put(None)
+        except Exception as error:  # raised where it is waited for
+            self.ready.put(error)
+
+    def _batch(self, step: int, columns: dict[str, np.ndarray]) -> Batch:
+        samples = {name: self._to_device(values) for name, values in columns.items()}
+        views = [samples.pop(name).permute(0, 3, 1, 2) for name in self.view_names]
+        return Batch(step, [view.contiguous(memory_format=self.memory_format) for view in views], samples)
 
     def _to_device(self, values: np.ndarray) -> Tensor:
-        with warnings.catch_warnings():
-            # Blocks are read-only views of shared memory; nothing writes into a batch.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            tensor = torch.from_numpy(values)
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor
+        """A copy: blocks are read-only views of shared memory. Into pinned memory on the way to a GPU."""
+        dtype = getattr(torch, values.dtype.name)
+        tensor = torch.empty(values.shape, dtype=dtype, pin_memory=self.device.type == "cuda")
+        tensor.numpy()[...] = values
+        return tensor.to(self.device, non_blocking=True)
 
 
 def start_dealer(config: StreamConfig) -> Any:
-    """Starts a dealer on this driver's node; it takes no CPU, and its data tasks take what training leaves."""
+    """Starts a dealer on this driver's node; it takes no CPU, and its data tasks take what training leaves.
+
+    A dealer that dies is started again, and the restarted worker group tells it where to go on.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return (
         ray.remote(Dealer)
-        .options(num_cpus=0, max_concurrency=1000, scheduling_strategy="DEFAULT")
+        .options(num_cpus=0, max_concurrency=1000, max_restarts=-1, scheduling_strategy=here)
         .remote(config)
     )

@@ -1,7 +1,6 @@
 """Tags that say where a run came from."""
 
 import getpass
-import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +10,7 @@ import ssl_ray
 
 
 def default_tags() -> dict[str, str]:
-    """Git commit of the cwd and whether it was clean, versions, host, user, and the Ray job.
+    """Git commit of the cwd and whether it was clean, versions, host, user.
 
     Names with the prefix `mlflow.` are those that MLflow's UI shows as columns. What does not apply is left out.
     """
@@ -20,7 +19,6 @@ def default_tags() -> dict[str, str]:
         "ssl_ray.version": ssl_ray.__version__,
         "host": platform.node(),
         "python": platform.python_version(),
-        "ray.job_id": os.environ.get("RAY_JOB_ID", ""),
         **_git(Path.cwd()),
     }
     try:

@@ -73,7 +73,9 @@ def tracking_settings(
 def redact(text: str) -> str:
     """The text with the credentials of any URI in it replaced by `***`."""
     text = re.sub(r"://[^/\s'\"]*@", "://***@", text)
-    return re.sub(r"(?i)([?&](?:password|passwd|token|secret)=)[^&\s'\"]*", r"\1***", text)
+    return re.sub(
+        r"(?i)([?&](?:password|passwd|token|secret|secret_key|access_key)=)[^&\s'\"]*", r"\1***", text
+    )
 
 
 def ui_command(target: TrackingTarget) -> str:

@@ -5,6 +5,7 @@ import math
 import os
 import socket
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +40,11 @@ class Resources:
         return {"CPU": self.cpus, "GPU": self.gpus}
 
 
-def connect(address: str | None, *, verbose: bool) -> None:
-    """Joins the cluster at `address` (or RAY_ADDRESS), else starts Ray here. Raises UserError if it cannot."""
+def connect(address: str | None, *, verbose: bool, python_path: Sequence[str] = ()) -> None:
+    """Joins the cluster at `address` (or RAY_ADDRESS), else starts Ray here. Raises UserError if it cannot.
+
+    python_path: folders of the user's own modules, for the workers to import them from.
+    """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not verbose:
@@ -56,6 +60,9 @@ def connect(address: str | None, *, verbose: bool) -> None:
         "logging_level": logging.INFO if verbose else logging.ERROR,
         "configure_logging": True,
     }
+    if python_path:
+        paths = [*python_path, *filter(None, [os.environ.get("PYTHONPATH")])]
+        quiet["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
     with warnings.catch_warnings():
         if not verbose:
             warnings.simplefilter("ignore")
@@ -134,16 +141,34 @@ def fit_workers(workers: int, cpus_per_worker: float | None, gpus_per_worker: fl
             f"one more, {has}; use fewer --workers or a smaller --cpus-per-worker"
         )
     resources = Resources(cpus_per_worker, gpus_per_worker)
-    fits = sum(
-        int(min(node.get(name, 0.0) / need for name, need in resources.as_dict().items() if need) + 1e-9)
-        for node in nodes
-    )
-    if fits < workers:
+    placed, most_left = _place(workers, resources, nodes)
+    if placed < workers:
         raise UserError(
-            f"workers: only {fits} of {workers} workers of {cpus_per_worker:g} CPUs and {gpus_per_worker:g} GPUs fit "
-            f"on single nodes, {has}; use --workers {fits} or smaller workers"
+            f"workers: only {placed} of {workers} workers of {cpus_per_worker:g} CPUs and {gpus_per_worker:g} GPUs fit "
+            f"on single nodes, {has}; use --workers {placed} or smaller workers"
+        )
+    if most_left < 1:
+        raise UserError(
+            f"workers: {workers} workers of {cpus_per_worker:g} CPUs leave no node a whole CPU for the data, {has}; "
+            "use fewer --workers or a smaller --cpus-per-worker"
         )
     return resources
+
+
+def _place(workers: int, resources: Resources, nodes: list[dict[str, float]]) -> tuple[int, float]:
+    """Workers that fit when nodes are filled one by one, and the CPUs then left on the emptiest node."""
+    placed, most_left = 0, 0.0
+    for node in sorted(nodes, key=lambda node: node.get("CPU", 0.0), reverse=True):
+        room = [node.get(name, 0.0) / need for name, need in resources.as_dict().items() if need]
+        here = min(workers - placed, int(min(room, default=float(workers)) + 1e-9))
+        placed += here
+        most_left = max(most_left, node.get("CPU", 0.0) - here * resources.cpus)
+    return placed, most_left
+
+
+def job_id() -> str:
+    """Ray's id of this driver's job."""
+    return str(ray.get_runtime_context().get_job_id())
 
 
 def disconnect() -> None:

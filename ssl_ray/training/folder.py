@@ -3,6 +3,8 @@
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from pyarrow import fs
 
 from ssl_ray.errors import UserError
 from ssl_ray.recipe import Recipe
+from ssl_ray.tracking import redact
 
 RUN, RECIPE = "run.json", "recipe.json"
 CHECKPOINTS = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
@@ -33,7 +36,9 @@ class RunFolder:
     @classmethod
     def find(cls, run: str, storage: str) -> "RunFolder":
         """The folder that a user means by `run`: a path, a URI, or a name in `storage`. Raises UserError if none is."""
-        for parent, name in ((storage, run), os.path.split(run.rstrip("/"))):
+        path, mark, query = run.partition("?")
+        above, last = os.path.split(path.rstrip("/"))
+        for parent, name in ((storage, run), (f"{above}{mark}{query}", last)):
             if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 folder = cls.at(parent or ".", name)
                 if folder.exists():
@@ -46,7 +51,7 @@ class RunFolder:
     @property
     def uri(self) -> str:
         """Path or URI of the folder itself."""
-        return f"{self.storage.rstrip('/')}/{self.name}"
+        return _below(self.storage, self.name)
 
     @property
     def local(self) -> Path | None:
@@ -55,18 +60,23 @@ class RunFolder:
 
     def exists(self) -> bool:
         """Whether a run has begun here."""
-        filesystem, path = self._filesystem()
-        return filesystem.get_file_info(f"{path}/{RUN}").type == fs.FileType.File  # type: ignore[no-any-return]
+        with self._opened() as (filesystem, path):
+            found: bool = filesystem.get_file_info(f"{path}/{RUN}").type == fs.FileType.File
+        return found
 
     def begin(self, recipe: Recipe, record: dict[str, Any]) -> None:
         """Writes the recipe and the run's record; the record last, for it says that the run exists."""
-        filesystem, path = self._filesystem()
-        filesystem.create_dir(path, recursive=True)
+        with self._opened() as (filesystem, path):
+            filesystem.create_dir(path, recursive=True)
         self._write(RECIPE, recipe.to_json())
         self._write(RUN, record)
 
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Adds the run's summary to its record: there is nothing left to do."""
+        self._write(RUN, self.record() | {"summary": summary})
+
     def record(self) -> dict[str, Any]:
-        """What `begin` wrote: MLflow run id, data set, versions."""
+        """What `begin` wrote: MLflow run id, data set, versions; and `summary` once the run is finished."""
         return self._read(RUN)
 
     def recipe(self) -> Recipe:
@@ -75,32 +85,38 @@ class RunFolder:
 
     def latest_checkpoint(self) -> str | None:
         """Path or URI of the newest registered checkpoint."""
-        filesystem, path = self._filesystem()
-        if filesystem.get_file_info(f"{path}/{CHECKPOINTS}").type != fs.FileType.File:
-            return None
+        with self._opened() as (filesystem, path):
+            if filesystem.get_file_info(f"{path}/{CHECKPOINTS}").type != fs.FileType.File:
+                return None
         results = self._read(CHECKPOINTS).get("checkpoint_results", [])
         names = [result["checkpoint_dir_name"] for result in results]
-        return f"{self.uri}/{names[-1]}" if names else None
+        return _below(self.uri, names[-1]) if names else None
 
-    def _filesystem(self) -> tuple[Any, str]:
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Any, str]]:
+        """The file system and the folder's path in it; what fails in the body is the user's to mend."""
         try:
             if "://" in self.uri:
-                filesystem, path = fs.FileSystem.from_uri(self.uri)
-                return filesystem, path
-            return fs.LocalFileSystem(), self.uri
+                yield fs.FileSystem.from_uri(self.uri)
+            else:
+                yield fs.LocalFileSystem(), self.uri
         except (ValueError, OSError) as error:
-            raise UserError(f"storage: {self.storage!r} cannot be opened: {error}") from error
+            raise UserError(
+                f"storage: {self.name!r} in {redact(self.storage)!r} cannot be read or written: {error}; check that it "
+                "exists and that you may, or choose another --storage"
+            ) from error
 
     def _write(self, file: str, value: dict[str, Any]) -> None:
-        filesystem, path = self._filesystem()
-        with filesystem.open_output_stream(f"{path}/{file}") as stream:
+        with self._opened() as (filesystem, path), filesystem.open_output_stream(f"{path}/{file}") as stream:
             stream.write(json.dumps(value, indent=2).encode())
 
     def _read(self, file: str) -> dict[str, Any]:
-        filesystem, path = self._filesystem()
-        try:
-            with filesystem.open_input_stream(f"{path}/{file}") as stream:
-                content: dict[str, Any] = json.loads(stream.read())
-        except (OSError, ValueError) as error:
-            raise UserError(f"run: {self.uri}/{file} cannot be read: {error}") from error
+        with self._opened() as (filesystem, path), filesystem.open_input_stream(f"{path}/{file}") as stream:
+            content: dict[str, Any] = json.loads(stream.read())
         return content
+
+
+def _below(parent: str, name: str) -> str:
+    """Path or URI of `name` in a folder; the query of a URI (an endpoint, a region) stays at its end."""
+    path, mark, query = parent.partition("?") if "://" in parent else (parent, "", "")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"

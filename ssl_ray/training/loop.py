@@ -19,13 +19,14 @@ from ssl_ray import distributed
 from ssl_ray.console import TrainStatus
 from ssl_ray.data.plan import Plan
 from ssl_ray.data.source import Dataset
-from ssl_ray.data.stream import Batch, Batches, StreamError
+from ssl_ray.data.stream import Batch, Batches
 from ssl_ray.errors import UserError
 from ssl_ray.evaluation.online import OnlineEvaluation
 from ssl_ray.models.base import BaseModel, Output, Progress
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import TrackingTarget, make_tracker
 from ssl_ray.training import checkpoint
+from ssl_ray.training.notices import Notices
 from ssl_ray.training.optim import build_optimizer, set_lr
 from ssl_ray.training.schedules import learning_rate
 
@@ -72,7 +73,7 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
     job = config["job"]
     try:
         return train(job)
-    except (UserError, StreamError) as error:
+    except UserError as error:
         ray.get(job.events.actor.put.remote(Fatal(str(error))))
         raise
 
@@ -107,109 +108,123 @@ def train(job: Job) -> dict[str, Any]:
     if rank == 0:
         ray.get(job.dealer.start.remote(step, world_size))
     distributed.barrier()
+    view_sizes = recipe.views.build().sizes
     batches = Batches(
         job.dealer,
         first_step=step,
         rank=rank,
         batch_size=job.plan.global_batch_size // world_size,
-        views=len(recipe_views(recipe)),
+        views=len(view_sizes),
         device=device,
         channels_last=training.channels_last,
     )
-    reporter = Reporter(job, rank, world_size, device, step)
+    reporter = Reporter(job, rank, device, step)
+    if training.sync_bn and world_size > 1 and device.type != "cuda" and _has_batch_norm(algorithm):
+        reporter.send("there is no SyncBN without a GPU: batch norm sees each worker's own rows")
     evaluate = OnlineEvaluation(
         job.dataset.train,
         job.dataset.val,
-        size=recipe_views(recipe)[0],
+        size=view_sizes[0],
         k=recipe.evaluation.k,
         temperature=recipe.evaluation.temperature,
         max_samples=recipe.evaluation.max_samples,
         device=device,
         autocast=torch.bfloat16 if training.precision == "bf16" else None,
     )
-    nonfinite = NonFinite(training.max_nonfinite_steps, device)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    skipped = 0  # steps in a row without a finite gradient
     last_save = time.monotonic()
 
+    def judge(step: int) -> None:
+        """Online evaluation; every rank takes part."""
+        with reporter.paused():
+            distributed.average_batch_norm_(algorithm)
+            result = evaluate.run(algorithm)
+            if step == 0 and view_sizes[0] <= SMALL_IMAGE and (top1 := evaluate.raw_pixel_knn()) is not None:
+                result["baseline/raw_pixels_knn_top1"] = top1
+        evaluations.append({"epoch": round(step / job.plan.steps_per_epoch, 2), "step": step, **result})
+        # An untrained network's features may lie as close together as a collapsed one's.
+        reporter.evaluation(evaluations[-1], evaluate.warning if step else None, evaluate.broken)
+
     if step == 0 and recipe.evaluation.every_epochs:
-        evaluations.append({"epoch": 0, "step": 0, **evaluate.run(algorithm)})
-        if recipe_views(recipe)[0] <= SMALL_IMAGE and (pixels := evaluate.raw_pixel_knn()) is not None:
-            evaluations[-1]["baseline/raw_pixels_knn_top1"] = pixels
-        reporter.evaluation(evaluations[-1], evaluate.warning)
+        judge(step)
 
     while step < job.stop_step:
         progress = Progress(step, job.total_steps, job.plan.epoch(step), training.epochs)
+        torch.manual_seed(step_seed(training.seed, step, rank))
         if step % job.plan.steps_per_epoch == 0:
             algorithm.before_epoch(progress)
         set_lr(optimizer, lr := learning_rate(optimization, progress), peak_lr=optimization.lr)
-        torch.manual_seed(step_seed(training.seed, step, rank))
 
         batch = next(batches)
         outputs = []
         for i, (views, samples) in enumerate(micro_batches(batch, training.accumulate)):
             last = i == training.accumulate - 1
-            with _no_sync(model, last), autocast(device, training.precision):
-                output: Output = model(views, samples, mode="loss")
             with _no_sync(model, last):
+                with autocast(device, training.precision):
+                    output: Output = model(views, samples, mode="loss")
                 (output.loss / training.accumulate).backward()  # type: ignore[no-untyped-call]
             outputs.append(output)
         metrics, state = merge(outputs)
-        nonfinite.watch(metrics["loss"])
 
         algorithm.before_step(progress)
-        if optimization.clip_grad_norm is not None:
-            metrics["grad_norm"] = nn.utils.clip_grad_norm_(
-                algorithm.parameters(), optimization.clip_grad_norm
+        gradients = [p.grad for p in trained if p.grad is not None]
+        # The same on all ranks: DDP has averaged the gradients, and one that is not finite spoils the average.
+        metrics["grad_norm"] = norm = nn.utils.get_total_norm(gradients)
+        if torch.isfinite(norm):
+            if optimization.clip_grad_norm is not None:
+                nn.utils.clip_grads_with_norm_(trained, optimization.clip_grad_norm, norm)
+            optimizer.step()
+            algorithm.after_step(state, progress)
+            skipped = 0
+        else:
+            skipped += 1
+            reporter.send(
+                f"step {step + 1}: the gradient is not finite (loss {metrics['loss']:.4g}); step skipped"
             )
-        optimizer.step()
+            if skipped >= training.max_nonfinite_steps:
+                raise UserError(
+                    f"the gradient is not finite since step {step + 2 - skipped} ({skipped} steps in a row); lower "
+                    "optimization.base_lr, lengthen optimization.warmup_epochs or set optimization.clip_grad_norm, "
+                    "and start again; the last checkpoint is from before"
+                )
         optimizer.zero_grad(set_to_none=True)
-        algorithm.after_step(state, progress)
         step += 1
 
         at_end = step == job.stop_step
         save = training.checkpoint_steps is not None and step % training.checkpoint_steps == 0
+        stop = False
         if step % training.log_steps == 0 or at_end:
-            nonfinite.check(step)
             reporter.step(progress, metrics, lr, batches.waited)
             due = training.checkpoint_minutes is not None and (
                 time.monotonic() - last_save > 60 * training.checkpoint_minutes
             )
             # Rank 0's clock and rank 0's news decide for all: every rank has to report a checkpoint together.
-            save_now, stop = distributed.agree(due or batches.stop_requested, batches.stop_requested)
-            save = save or save_now
-        else:
-            stop = False
+            stop = rank == 0 and ray.get(job.dealer.stop_requested.remote())
+            due, stop = distributed.agree(due, stop)
+            save = save or due
         epoch_ended = step % job.plan.steps_per_epoch == 0
         every = recipe.evaluation.every_epochs
         if every and (at_end or (epoch_ended and (progress.epoch + 1) % every == 0)):
-            evaluations.append({"epoch": progress.epoch + 1, "step": step, **evaluate.run(algorithm)})
-            reporter.evaluation(evaluations[-1], evaluate.warning)
+            judge(step)
         if save or at_end or stop:
-            nonfinite.check(step, allowed=1)
-            reporter.flush()
-            save_checkpoint(
-                rank,
-                algorithm=algorithm,
-                optimizer=optimizer,
-                recipe=recipe,
-                next_step=step,
-                evaluations=evaluations,
-            )
+            with reporter.paused():
+                distributed.average_batch_norm_(algorithm)
+                reporter.tracker.flush()
+                save_checkpoint(
+                    rank,
+                    algorithm=algorithm,
+                    optimizer=optimizer,
+                    recipe=recipe,
+                    next_step=step,
+                    evaluations=evaluations,
+                )
             last_save = time.monotonic()
         if stop:
             break
 
     reporter.close()
-    return {
-        "steps": step,
-        "evaluations": evaluations,
-        "images_per_second": reporter.images_per_second,
-    }
-
-
-def recipe_views(recipe: Recipe) -> tuple[int, ...]:
-    """Sides of the recipe's views, pixels."""
-    sizes: tuple[int, ...] = recipe.views.build().sizes
-    return sizes
+    return {"steps": step, "evaluations": evaluations, "images_per_second": reporter.images_per_second}
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -259,39 +274,30 @@ def save_checkpoint(rank: int, **contents: Any) -> None:
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
 
 
-class NonFinite:
-    """Counts steps in a row whose loss was not finite, without waiting for the device."""
-
-    def __init__(self, allowed: int, device: torch.device) -> None:
-        self.allowed = allowed
-        self.streak = torch.zeros((), dtype=torch.long, device=device)
-
-    def watch(self, loss: Tensor) -> None:
-        """After each step: 0 for a finite loss on every rank, one more otherwise."""
-        finite = torch.isfinite(loss)
-        self.streak = torch.where(finite, 0, self.streak + 1)
-
-    def check(self, step: int, allowed: int | None = None) -> None:
-        """On log steps; with allowed=1 before a checkpoint, which must not hold poisoned weights."""
-        streak = int(distributed.max_(self.streak))
-        if streak >= (allowed or self.allowed):
-            raise UserError(
-                f"the loss is not finite since step {step - streak} ({streak} steps in a row); the last checkpoint is "
-                "from before; lower optimization.base_lr, lengthen optimization.warmup_epochs or set "
-                "optimization.clip_grad_norm"
-            )
-
-
 class Reporter:
-    """Rank 0's voice: metrics to MLflow, status and notes to the driver's console. Silent on other ranks."""
+    """Rank 0's voice: metrics to MLflow, status and notes to the driver's console. Silent on other ranks.
 
-    def __init__(self, job: Job, rank: int, world_size: int, device: torch.device, first_step: int) -> None:
+    images_per_second: of all steps so far, without the time that `paused` took out.
+    """
+
+    def __init__(self, job: Job, rank: int, device: torch.device, first_step: int) -> None:
         self.job, self.rank, self.device = job, rank, device
         self.tracker = make_tracker(job.tracking if rank == 0 else None)
         self.images_per_second = 0.0
-        self.logged_step = first_step
+        self.first_step = self.logged_step = first_step
+        self.seconds = 0.0
         self.waited = 0.0
         self.clock = time.perf_counter()
+        self.broken: set[str] = set()
+        if rank == 0:
+            Notices(self.send).attach()  # this process's own stderr is a worker's log file
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent in here counts for no step."""
+        started = time.perf_counter()
+        yield
+        self.clock += time.perf_counter() - started
 
     def step(self, progress: Progress, metrics: dict[str, Tensor], lr: float, waited: float) -> None:
         """Logs a step. A collective: metrics are means over ranks."""
@@ -301,15 +307,17 @@ class Reporter:
         done = progress.step + 1
         steps, seconds = done - self.logged_step, now - self.clock
         data_wait = (waited - self.waited) / seconds
-        self.images_per_second = steps * self.job.plan.global_batch_size / seconds
+        images = self.job.plan.global_batch_size
         self.logged_step, self.waited, self.clock = done, waited, now
+        self.seconds += seconds
+        self.images_per_second = (done - self.first_step) * images / self.seconds
         if self.rank != 0:
             return
         named = dict(zip(names, values, strict=True))
         record = {f"train/{name}": value for name, value in named.items()}
         record |= {
             "train/lr": lr,
-            "perf/images_per_second": self.images_per_second,
+            "perf/images_per_second": steps * images / seconds,
             "perf/step_time": seconds / steps,
             "perf/data_wait": data_wait,
         }
@@ -324,33 +332,37 @@ class Reporter:
                 total_epochs=progress.total_epochs,
                 loss=named["loss"],
                 lr=lr,
-                images_per_second=self.images_per_second,
+                images_per_second=steps * images / seconds,
                 data_wait=data_wait,
                 eta=(self.job.stop_step - done) * seconds / steps,
             )
         )
 
-    def evaluation(self, result: dict[str, float], warning: str | None) -> None:
-        """Logs an online evaluation and takes its time out of the throughput."""
-        if self.rank == 0:
-            metrics = {name: value for name, value in result.items() if "/" in name}
-            self.tracker.log(metrics, step=int(result["step"]))
-            self.send(result)
-            if warning is not None:
-                self.send(warning)
-        self.clock = time.perf_counter()
+    def evaluation(self, result: dict[str, float], warning: str | None, broken: dict[str, str]) -> None:
+        """Logs an online evaluation, and what it could not read."""
+        if self.rank != 0:
+            return
+        metrics = {name: value for name, value in result.items() if "/" in name}
+        self.tracker.log(metrics, step=int(result["step"]))
+        self.send(result)
+        if warning is not None:
+            self.send(warning)
+        for path in broken.keys() - self.broken:
+            self.send(f"{path}: {broken[path]}; left out of the evaluation")
+        self.broken |= broken.keys()
 
     def send(self, event: Any) -> None:
-        """To the driver; not waited for."""
-        self.job.events.actor.put_nowait.remote(event)
-
-    def flush(self) -> None:
-        """Before a checkpoint: what was logged up to it is on its way."""
-        self.tracker.flush()
+        """To the driver, from rank 0; not waited for."""
+        if self.rank == 0:
+            self.job.events.actor.put_nowait.remote(event)
 
     def close(self) -> None:
         """Delivers what is left."""
         self.tracker.close()
+
+
+def _has_batch_norm(module: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
 
 
 def _quiet_ray_train() -> None:

@@ -3,10 +3,11 @@
 import os
 import platform
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ssl_ray import __version__
 from ssl_ray.console import Console
@@ -15,9 +16,22 @@ from ssl_ray.errors import UserError
 from ssl_ray.experiments import load_recipe
 from ssl_ray.recipe import Recipe, overrides, parse_settings
 from ssl_ray.resolve import check_workers, resolve
-from ssl_ray.tracking import default_tags, make_tracker, open_run, prepare, tracking_settings, ui_command
+from ssl_ray.tracking import (
+    TrackingSettings,
+    TrackingTarget,
+    default_tags,
+    deliver,
+    make_tracker,
+    open_run,
+    prepare,
+    redact,
+    tracking_settings,
+    ui_command,
+)
 from ssl_ray.training import artifacts
 from ssl_ray.training.folder import RunFolder
+from ssl_ray.training.notices import Notices
+from ssl_ray.training.preflight import preflight
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,7 @@ class Request:
 
     recipe: str | None = None
     data: str = "fashion"
-    workers: int = 1
+    workers: int | None = None
     settings: Sequence[str] = ()
     scale: str = "auto"
     name: str | None = None
@@ -46,47 +60,67 @@ def pretrain(request: Request, console: Console) -> dict[str, Any]:
 
     Raises UserError for whatever the user can mend, before any worker starts where that can be known.
     """
+    with Notices(console.warn):
+        return _pretrain(request, console)
+
+
+def _pretrain(request: Request, console: Console) -> dict[str, Any]:
     started = time.monotonic()
     folder, recipe, dataset, record = _continued(request) if request.resume else _fresh(request, console)
-    check_workers(recipe, request.workers)
-    settings = tracking_settings(folder.local or os.path.join("runs", folder.name))
+    workers = request.workers or record.get("workers", 1)
+    check_workers(recipe, workers)
+    settings = _tracking(folder, record)
+    if "summary" in record and recipe == folder.recipe():
+        return _nothing_to_do(request, console, settings, record)
+    preflight(recipe)
 
     preparing = prepare(settings)  # MLflow's first use of a store takes seconds: while Ray starts
     from ssl_ray.training import cluster
     from ssl_ray.training.run import run
 
-    cluster.connect(request.address, verbose=request.verbose)
+    cluster.connect(request.address, verbose=request.verbose, python_path=record["python_path"])
     try:
-        resources = cluster.fit_workers(request.workers, request.cpus_per_worker, request.gpus_per_worker)
+        resources = cluster.fit_workers(workers, request.cpus_per_worker, request.gpus_per_worker)
         preparing.join()
         info = dataset.train.info
         tracked = open_run(
             settings,
             name=folder.name,
             params=recipe.to_json(),
-            tags=default_tags() | {"world_size": str(request.workers), "dataset_digest": info.digest},
+            tags=default_tags()
+            | {"world_size": str(workers), "dataset_digest": info.digest, "ray.job_id": cluster.job_id()},
             run_id=record.get("mlflow_run_id"),
         )
-        folder.begin(recipe, record | {"mlflow_run_id": tracked.run_id, "workers": request.workers})
-        with tracked, make_tracker(tracked.target) as tracker:
-            tracked.log_dataset(info.name, info.digest, request.data)
-            artifacts.at_start(tracker, recipe, dataset)
-            result = run(
-                recipe,
-                dataset,
-                folder,
-                workers=request.workers,
-                resources=resources,
-                tracking=tracked.target,
-                console=console,
-                verbose=request.verbose,
-                on_first_step=lambda: console.detail(
-                    f"first steps logged {time.monotonic() - started:.1f} s after the command"
-                ),
-            )
-            artifacts.at_end(tracker, recipe, result)
-        if result.status != "finished":
-            tracked.finish("KILLED")
+        record |= {
+            "mlflow_run_id": tracked.run_id,
+            "mlflow_experiment_id": tracked.target.experiment_id,
+            "mlflow": {"uri": redact(settings.uri), "experiment": settings.experiment},
+            "workers": workers,
+        }
+        folder.begin(recipe, record)
+        status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+        try:
+            with make_tracker(tracked.target) as tracker:
+                tracked.log_dataset(info.name, info.digest, request.data)
+                artifacts.at_start(tracker, recipe, dataset)
+                result = run(
+                    recipe,
+                    dataset,
+                    folder,
+                    workers=workers,
+                    resources=resources,
+                    tracking=tracked.target,
+                    console=console,
+                    verbose=request.verbose,
+                    on_first_step=lambda: console.detail(
+                        f"first steps logged {time.monotonic() - started:.1f} s after the command"
+                    ),
+                )
+                status = "FINISHED" if result.status == "finished" else "KILLED"
+                tracker.log({"data/broken_images": result.broken}, step=result.summary.get("steps", 0))
+                artifacts.at_end(tracker, recipe, result)
+        finally:
+            tracked.finish(status)
     finally:
         cluster.disconnect()
 
@@ -99,15 +133,33 @@ def pretrain(request: Request, console: Console) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
         **result.summary,
     }
-    if request.as_json:
-        console.json_line(summary)
-    else:
-        _say(console, summary, ui_command(tracked.target))
+    if result.status == "finished":
+        folder.finish(summary)
+    _say(request, console, summary, ui_command(tracked.target))
+    return summary
+
+
+def _nothing_to_do(
+    request: Request, console: Console, settings: TrackingSettings, record: dict[str, Any]
+) -> dict[str, Any]:
+    """A finished run is not run again; what MLflow has not got of it is delivered."""
+    summary: dict[str, Any] = record["summary"]
+    target = TrackingTarget(
+        settings.uri, record["mlflow_experiment_id"], record["mlflow_run_id"], settings.folder
+    )
+    console.print(f"{summary['run']} is finished: {summary['steps']} steps; nothing left to do")
+    if os.path.isdir(target.folder) and (count := deliver(target.folder, target)):
+        console.print(f"MLflow got {count} records kept from before")
+    _say(request, console, summary, ui_command(target))
     return summary
 
 
 def _fresh(request: Request, console: Console) -> tuple[RunFolder, Recipe, Dataset, dict[str, Any]]:
     assert request.recipe is not None
+    _no_credentials("data", request.data)
+    _no_credentials("storage", request.storage)
+    python_path = _python_path(request)
+    sys.path += [path for path in python_path if path not in sys.path]
     dataset = open_dataset(request.data, holdout=request.holdout, **request.columns)
     loaded = load_recipe(request.recipe, scale=request.scale, info=dataset.train.info)
     resolved = resolve(overrides(loaded.recipe, parse_settings(request.settings)), dataset.train.info)
@@ -123,6 +175,7 @@ def _fresh(request: Request, console: Console) -> tuple[RunFolder, Recipe, Datas
         "ssl_ray": __version__,
         "python": platform.python_version(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python_path": python_path,
     }
     if folder.exists():
         if folder.recipe() != recipe:
@@ -131,6 +184,7 @@ def _fresh(request: Request, console: Console) -> tuple[RunFolder, Recipe, Datas
                 f"continue that one with --resume {name}"
             )
         record = folder.record()
+        _check_data(folder, record, dataset)
     console.print(
         f"{recipe.name} ({loaded.origin}) on {request.data}: {dataset.train.info.num_samples:,} images"
     )
@@ -144,21 +198,56 @@ def _fresh(request: Request, console: Console) -> tuple[RunFolder, Recipe, Datas
 def _continued(request: Request) -> tuple[RunFolder, Recipe, Dataset, dict[str, Any]]:
     assert request.resume is not None
     folder = RunFolder.find(request.resume, request.storage)
-    record, recipe = folder.record(), folder.recipe()
+    record = folder.record()
+    sys.path += [path for path in record["python_path"] if path not in sys.path]
+    recipe = folder.recipe()
     if request.recipe is not None and request.recipe != recipe.name:
         raise UserError(
             f"resume: run {folder.name!r} trains {recipe.name}, not {request.recipe}; leave the name out"
         )
     dataset = open_dataset(record["data"], holdout=record["holdout"], **record["columns"])
+    _check_data(folder, record, dataset)
+    # Of the settings only --steps comes with --resume: how far to go now.
+    return folder, overrides(recipe, parse_settings(request.settings)), dataset, record
+
+
+def _python_path(request: Request) -> list[str]:
+    """Folders of the user's own modules: where the command runs, and where the recipe's file is."""
+    file = (request.recipe or "").partition(":")[0]
+    return [os.getcwd(), *([os.path.dirname(os.path.abspath(file))] if file.endswith(".py") else [])]
+
+
+def _tracking(folder: RunFolder, record: dict[str, Any]) -> TrackingSettings:
+    """Where MLflow is: the environment says, else where the run was tracked before, else the default."""
+    before = record.get("mlflow", {})
+    known = not os.environ.get("MLFLOW_TRACKING_URI") and "***" not in before.get("uri", "***")
+    local = folder.local or os.path.join("runs", folder.name)
+    return tracking_settings(local, **before) if known else tracking_settings(local)
+
+
+def _no_credentials(option: str, uri: str) -> None:
+    """Raises UserError for a URI with a password in it: it would end up in logs, recipes and MLflow."""
+    if redact(uri) != uri:
+        raise UserError(
+            f"{option}: {redact(uri)} holds credentials; put them into the environment (AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, ...)"
+        )
+
+
+def _check_data(folder: RunFolder, record: dict[str, Any], dataset: Dataset) -> None:
+    """Raises UserError unless the run began with this data."""
     if dataset.train.info.digest != record["dataset_digest"]:
         raise UserError(
-            f"resume: {record['data']} is not what it was when run {folder.name!r} began (digest "
+            f"data: {record['data']} is not what it was when run {folder.name!r} began (digest "
             f"{dataset.train.info.digest}, was {record['dataset_digest']}); put the data back, or start a new run"
         )
-    return folder, recipe, dataset, record
 
 
-def _say(console: Console, summary: dict[str, Any], mlflow_ui: str) -> None:
+def _say(request: Request, console: Console, summary: dict[str, Any], mlflow_ui: str) -> None:
+    """The end of a run: a line of JSON, or for people a table and where everything is."""
+    if request.as_json:
+        console.json_line(summary)
+        return
     evaluations = summary.get("evaluations") or []
     judged = [e for e in evaluations if "val/knn_top1" in e]
     if judged:

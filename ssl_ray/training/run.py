@@ -1,11 +1,13 @@
 """The driver of a run: data set, cluster, MLflow run, stream, `TorchTrainer`, result."""
 
-import contextlib
 import queue
+import re
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -29,6 +31,7 @@ MAX_FAILURES = 3
 # A lost peer should end a collective in minutes, not in torch's half hour.
 COLLECTIVE_TIMEOUT_S = 600
 POLL_S = 0.2
+PATIENCE_S = 120
 
 
 @dataclass
@@ -36,13 +39,16 @@ class RunResult:
     """How a run ended.
 
     status: "finished", "stopped" (asked to, with a checkpoint) or "interrupted" (at once). summary: what rank 0
-    returned: steps, evaluations, images_per_second. checkpoint: path or URI of the last one.
+    returned: steps, evaluations, images_per_second. checkpoint: path or URI of the last one. history, evaluations:
+    what this session showed. broken: images that could not be read.
     """
 
     status: str
     summary: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
     history: list[TrainStatus] = field(default_factory=list)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    broken: int = 0
 
 
 def run(
@@ -92,7 +98,8 @@ def run(
     )
     fit = _Background(trainer.fit)
     result = RunResult("finished")
-    interrupts = 0
+    started = time.monotonic()
+    waiting_said = False
     with console.progress(stop_step, recipe.name) as progress:
         while True:
             try:
@@ -105,27 +112,55 @@ def run(
                         result.history.append(event)
                         progress.update(event)
                     elif isinstance(event, dict):
+                        result.evaluations.append(event)
                         progress.note(describe_evaluation(event))
-                    else:
-                        progress.note(f"warning: {event}")
-                    for broken in ray.get(dealer.take_news.remote()):
-                        progress.note(
-                            f"warning: {broken.path}: {broken.reason}; another sample took its place"
+                    elif event is not None:
+                        console.warn(event)
+                    _say_broken(dealer, result, console)
+                    if not (waiting_said or result.history) and time.monotonic() - started > PATIENCE_S:
+                        waiting_said = True
+                        console.warn(
+                            f"no step in {PATIENCE_S} s: the cluster may be busy with other work (`ray status`), or "
+                            "the first batch is slow; still waiting"
                         )
                 break
             except KeyboardInterrupt:
-                interrupts += 1
-                if interrupts > 1:
+                if result.status == "stopped":
                     result.status = "interrupted"
-                    return result
+                    break
+                result.status = "stopped"
                 progress.note("stopping at the next look, with a checkpoint; Ctrl-C again stops at once")
                 dealer.request_stop.remote()
-    outcome = fit.outcome()
-    result.summary = outcome.return_value or {}
-    result.checkpoint = outcome.checkpoint.path if outcome.checkpoint else folder.latest_checkpoint()
-    if result.summary and result.summary["steps"] < stop_step:
-        result.status = "stopped"
+    if result.status != "interrupted":
+        result.summary = _outcome(fit, folder)
+        _say_broken(dealer, result, console)
+        if result.summary["steps"] == stop_step:
+            result.status = "finished"
+    result.checkpoint = folder.latest_checkpoint()
+    result.summary["broken_images"] = result.broken
     return result
+
+
+def _say_broken(dealer: Any, result: RunResult, console: Console) -> None:
+    for broken in ray.get(dealer.take_news.remote()):
+        result.broken += 1
+        console.warn(f"{broken.path}: {broken.reason}; another sample took its place")
+
+
+def _outcome(fit: "_Background", folder: RunFolder) -> dict[str, Any]:
+    """What rank 0 returned. A run that failed too often ends in a line, and its tracebacks in a file."""
+    try:
+        outcome = fit.outcome()
+    except ray.train.TrainingFailedError as error:
+        log = (folder.local or Path(tempfile.gettempdir())) / "error.txt"
+        log.write_text(str(error))
+        lines = [line for line in str(error).splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
+        cause = lines[-1] if lines else str(error).splitlines()[-1]
+        raise UserError(
+            f"training failed, {MAX_FAILURES} restarts included: {cause}; all of it: {log}"
+        ) from error
+    summary: dict[str, Any] = outcome.return_value or {}
+    return summary
 
 
 def describe_evaluation(result: dict[str, float]) -> str:
@@ -163,15 +198,15 @@ class _Background:
 
 
 def _events(events: Queue, call: _Background) -> Iterator[Any]:
-    """What the workers send, until the call has ended and all is read."""
+    """What the workers send, until the call has ended and all is read; None when a while brought nothing."""
     while True:
         running = call.running
-        with contextlib.suppress(Empty):
+        try:
             yield events.get(block=True, timeout=POLL_S)
-            continue
-        if not running:
-            return
-        time.sleep(0)
+        except Empty:
+            if not running:
+                return
+            yield None
 
 
 def _logging_config(verbose: bool) -> Any:

@@ -15,12 +15,12 @@ from ssl_ray.data.source import DatasetInfo, open_dataset
 from ssl_ray.data.stream import (
     Batches,
     StreamConfig,
-    StreamError,
     block_steps,
     make_block,
     start_dealer,
 )
 from ssl_ray.data.views import moco_v2_views
+from ssl_ray.errors import UserError
 
 STEPS = 23
 
@@ -224,7 +224,7 @@ def test_too_many_broken_images_stop_the_run_with_the_list(ray_cluster: None) ->
     dealer = start_dealer(stream)
     ray.get(dealer.start.remote(0, 1))
     batches = Batches(dealer, first_step=0, rank=0, batch_size=16, views=2, device=torch.device("cpu"))
-    with pytest.raises(StreamError, match=r"more than the allowed share 0\.01: jpegs/\d+\.jpg"):
+    with pytest.raises(UserError, match=r"more than the allowed share 0\.01: jpegs/\d+\.jpg"):
         collections.deque(batches, maxlen=0)
     ray.kill(dealer)
 
@@ -237,7 +237,7 @@ def test_a_source_that_fails_is_heard_by_every_rank(ray_cluster: None) -> None:
     ray.get(dealer.start.remote(0, 2))
     for rank in range(2):
         batches = Batches(dealer, first_step=0, rank=rank, batch_size=8, views=2, device=torch.device("cpu"))
-        with pytest.raises(StreamError, match="the disk is gone"):
+        with pytest.raises(RuntimeError, match="the disk is gone"):
             next(batches)
     ray.kill(dealer)
 

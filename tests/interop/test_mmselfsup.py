@@ -51,8 +51,8 @@ def test_moco_from_its_config():
     assert (model.momentum, model.head.temperature, model.backbone.feature_dim) == (0.99, 0.2, 32)
     assert model.queue.rows.shape == (12, 6)
     assert list(dict(model.neck.named_children())) == ["fc0", "relu0", "fc1"]
-    torch.testing.assert_close(model.data_preprocessor.mean.flatten(), torch.full((3,), 0.5))
-    torch.testing.assert_close(model.data_preprocessor.std.flatten(), torch.full((3,), 0.2))
+    white = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
+    torch.testing.assert_close(model.data_preprocessor([white])[0], torch.full((1, 3, 2, 2), (1 - 0.5) / 0.2))
 
 
 def test_simclr_and_mae_with_mmselfsups_defaults():

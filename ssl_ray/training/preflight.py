@@ -1,0 +1,79 @@
+"""Before anything starts: can this recipe's views, algorithm and optimiser be made, and do their shapes fit."""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch._subclasses import FakeTensorMode
+
+from ssl_ray.data.views import ViewPipeline
+from ssl_ray.errors import UserError
+from ssl_ray.models.base import BaseModel
+from ssl_ray.recipe import Recipe
+from ssl_ray.training.optim import build_optimizer
+
+T = TypeVar("T")
+
+_MISTAKES = (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, AssertionError)
+# Enough for batch norm over parts of a batch; few enough for a CPU.
+_MAX_ROWS = 16
+
+
+def preflight(recipe: Recipe) -> None:
+    """Builds a resolved recipe's parts and takes one loss of blank images, in tensors without memory: a second or two.
+
+    What fails so is tried again with real tensors, for a user's module may ask for their values. Pretrained
+    weights are left out. Raises UserError naming the part of the recipe that does not work: a worker would meet the
+    same mistake only after Ray has started, and again at each restart.
+    """
+    pipeline: ViewPipeline = _judge("views", recipe.views.build)
+    _judge("views", lambda: _views_of_blank(pipeline))
+    logging.getLogger(FakeTensorMode.__module__).setLevel(logging.CRITICAL)  # we say it ourselves
+    try:
+        with torch.device("meta"):
+            algorithm = _build(recipe)
+        # Unlike the meta device's these tensors say that they are on a CPU, which autocast wants to hear.
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            _take_loss(recipe, pipeline, algorithm.to_empty(device="cpu"))
+    except _MISTAKES:
+        _take_loss(recipe, pipeline, _build(recipe))
+
+
+def _views_of_blank(pipeline: ViewPipeline) -> None:
+    side = max(pipeline.sizes)
+    out = {name: np.zeros((1, *column.shape), column.dtype) for name, column in pipeline.columns.items()}
+    pipeline.write_image(np.zeros((side, side, 3), np.uint8), seed=0, epoch=0, index=0, out=out, row=0)
+
+
+def _build(recipe: Recipe) -> BaseModel:
+    spec, optimizer = recipe.algorithm, recipe.optimization.optimizer
+    if "pretrained" in spec.kwargs:
+        spec = spec.replace(pretrained=None)
+    algorithm: BaseModel = _judge("algorithm", spec.build)
+    _judge("optimization.optimizer", lambda: build_optimizer(optimizer, algorithm.param_groups(), lr=0.1))
+    return algorithm
+
+
+@torch.no_grad()
+def _take_loss(recipe: Recipe, pipeline: ViewPipeline, algorithm: BaseModel) -> None:
+    rows = min(_MAX_ROWS, recipe.training.global_batch_size)
+    samples = {
+        name: torch.zeros(rows, *column.shape, dtype=getattr(torch, column.dtype))
+        for name, column in pipeline.columns.items()
+    }
+    samples["index"] = torch.arange(rows)
+    views = [samples.pop(f"view_{i}").permute(0, 3, 1, 2) for i in range(len(pipeline.sizes))]
+    _judge("algorithm: its parts do not fit", lambda: algorithm(views, samples, mode="loss"))
+
+
+def _judge(part: str, call: Callable[[], T]) -> T:
+    """The result of a call; what goes wrong in it is told as a mistake in `part` of the recipe."""
+    try:
+        return call()
+    except UserError as error:
+        raise UserError(f"{part}: {error}") from error
+    except _MISTAKES as error:
+        said = str(error) or type(error).__name__
+        raise UserError(f"{part}: {said}; `ssl-ray show` lists every value, --set changes one") from error

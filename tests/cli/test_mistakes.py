@@ -1,0 +1,118 @@
+"""A mistake costs one line and exit status 2, before anything is started or written."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssl_ray import cli
+
+SMALL_BATCH = "--set=training.global_batch_size=32"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty folder to run in, and a Ray address where nobody answers: who gets as far as that says so."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str
+) -> str:
+    """The one line that `ssl-ray pretrain ARGUMENTS` ends with."""
+    before = sorted(folder.rglob("*"))
+    monkeypatch.setattr(sys, "argv", ["ssl-ray", "pretrain", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("ssl-ray: ")
+    assert err.count("\n") == 1
+    assert sorted(folder.rglob("*")) == before, "nothing was written"
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "ssl-ray list"),
+        (["mooc"], "no experiment is called 'mooc'; did you mean 'moco'?"),
+        (["moco", "--data=digits", "--scale=smal"], "'smal'; did you mean 'small'?"),
+        (["moco", "--data=digits", "--set=training.epoch=3"], "training.epoch: there is no 'epoch'; did you"),
+        (["moco", "--data=digits", "--set=algorithm.head.temprature=1"], "did you mean 'temperature'?"),
+        (["moco", "--data=digits", "--set=training.epochs=x"], "'x': should be a valid integer"),
+        (["moco", "--data=digits", "--set=epochs"], "write path=value"),
+        (["moco", "--data=digits", SMALL_BATCH, "--workers=3"], "workers may be 1, 2, 4, 8, 16, 32"),
+        (["moco", "--data=no/such"], "no such file or folder: 'no/such'"),
+        (["moco", "--data=empty"], "no image in"),
+        (
+            ["moco", "--data=digits", "--set=training.global_batch_size=9999"],
+            "more than the 1297 images of digits",
+        ),
+        (["moco", "--data=digits", "--holdout=2"], "holdout: got 2.0"),
+        (["moco", "--data=digits", "--image-column=x"], "'digits' is not Parquet and has no columns"),
+        (["moco", "--data=digits", "--name=../x"], "'../x' is not a run's name"),
+        (["moco", "--data=digits", "--storage=foo://x"], "Unrecognized filesystem type in URI: foo://x"),
+        (["broken.json"], "broken.json: no JSON"),
+        (["empty.json"], "empty.json: recipe: format None is not 1"),
+        (["none.json"], "none.json: No such file"),
+        (["--resume=nothing"], "no run 'nothing'"),
+        (["--resume=nothing", "--seed=1"], "a resumed run keeps its recipe"),
+    ],
+)
+def test_refused(monkeypatch, capsys, elsewhere, arguments, said) -> None:
+    (elsewhere / "empty").mkdir()
+    (elsewhere / "broken.json").write_text("{")
+    (elsewhere / "empty.json").write_text("{}")
+    assert said in refused(monkeypatch, capsys, elsewhere, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "setting", "said"),
+    [
+        (
+            "moco",
+            "algorithm.backbone.depth=99",
+            "ResNet: depth=99 does not exist; allowed: 18, 34, 50, 101, 152",
+        ),
+        ("moco", "algorithm.backbone.width=8", "algorithm: its parts do not fit"),
+        ("mae", "algorithm.backbone.num_heads=5", "num_heads: 5 does not divide the width 96"),
+        ("mae", "views.size=30", "patch_size 4 does not divide views.size 30"),
+        ("simclr", "views.size=-3", "views: "),
+        (
+            "moco",
+            "optimization.optimizer.momentum=-1.0",
+            "optimization.optimizer: Invalid momentum value: -1.0",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_ray_starts(
+    monkeypatch, capsys, elsewhere, recipe, setting, said
+) -> None:
+    assert said in refused(monkeypatch, capsys, elsewhere, recipe, "--data=digits", f"--set={setting}")
+
+
+def test_a_module_that_asks_for_values_is_no_mistake(elsewhere) -> None:
+    import numpy as np
+
+    from ssl_ray.data.source import open_dataset
+    from ssl_ray.experiments import load_recipe
+    from ssl_ray.models.backbones.resnet import ResNet
+    from ssl_ray.resolve import resolve
+    from ssl_ray.training.preflight import preflight
+
+    recipe = resolve(load_recipe("simclr", "small").recipe, open_dataset("digits").train.info).recipe
+    looks: list[np.ndarray] = []
+    forward = ResNet.forward
+
+    def peeks(self, images):
+        looks.append(images[0, 0, 0, :1].numpy())  # a tensor without memory has no values
+        return forward(self, images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ResNet, "forward", peeks)
+        preflight(recipe)
+    assert len(looks) == 1, "with real tensors"
