@@ -20,7 +20,7 @@ $(VENV)/.installed-bench: $(INSTALLED)
 	@touch $@
 
 demo: $(INSTALLED)  ## pretrain MoCo on 7,000 real images and judge it, no download (under 5 minutes on 2 cores)
-	@$(BIN)/ssl-ray demo
+	@$(BIN)/ssl-ray pretrain moco
 
 test: $(INSTALLED)  ## all tests, real Ray and real MLflow included
 	@$(BIN)/python -m pytest -q

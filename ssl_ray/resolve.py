@@ -10,6 +10,7 @@ Arguments are known by their name, whoever takes them, so that a user's own algo
 | `img_size`     | `views.size` |
 | `patch_size`   | `algorithm.backbone.patch_size`; refused if it does not divide `views.size` |
 | `num_patches`  | (`views.size` / patch size) squared |
+| `neck.in_channels`, `neck.embed_dim` | `feature_dim` of the backbone, which is built for this without memory |
 """
 
 from collections.abc import Callable
@@ -66,6 +67,11 @@ def resolve(recipe: Recipe, info: "DatasetInfo") -> Resolved:
     if view_size is not None and view_size > max(info.image_size):
         height, width = info.image_size
         origins["views.size"] = f"larger than the images, {height} x {width} px: they are enlarged"
+
+    feature_dim = _feature_dim(recipe)
+    for path in ("algorithm.neck.in_channels", "algorithm.neck.embed_dim"):
+        if feature_dim is not None and _get(recipe, path) not in (None, feature_dim):
+            recipe, origins[path] = replace_at(recipe, path, feature_dim), "what the backbone gives"
 
     for section in ("algorithm", "views", "optimization.optimizer"):
         recipe = replace_at(recipe, section, _complete(_get(recipe, section), section))
@@ -188,6 +194,18 @@ def _get(node: Any, path: str) -> Any:
     for name in path.split("."):
         node = (children(node) or {}).get(name)
     return None if node is REQUIRED else node
+
+
+def _feature_dim(recipe: Recipe) -> int | None:
+    """Width of the backbone's features, where it says so."""
+    import torch
+
+    backbone = recipe.algorithm.kwargs.get("backbone")
+    if not isinstance(backbone, Spec) or backbone.missing():
+        return None
+    with torch.device("meta"):
+        width = getattr(backbone.build(), "feature_dim", None)
+    return width if isinstance(width, int) else None
 
 
 def _side(recipe: Recipe, path: str) -> int | None:

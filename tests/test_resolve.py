@@ -120,3 +120,15 @@ def test_workers_must_divide_the_batch() -> None:
     for workers in (0, 4, 5, 12):
         with pytest.raises(UserError, match=r"workers: .* workers may be 1, 2, 3, 6$"):
             check_workers(recipe, workers)
+
+
+def test_the_neck_takes_what_the_backbone_gives() -> None:
+    from ssl_ray.experiments import load
+    from ssl_ray.recipe import overrides
+
+    info = DatasetInfo("fashion", 7000, (28, 28), 10, "0")
+    resolved = resolve(overrides(load("moco").SMALL, {"algorithm.backbone.depth": 50}), info)
+    assert resolved.recipe.algorithm.kwargs["neck"].kwargs["in_channels"] == 16 * 8 * 4
+    assert resolved.origins["algorithm.neck.in_channels"] == "what the backbone gives"
+    mae = resolve(overrides(load("mae").SMALL, {"algorithm.backbone.embed_dim": 48}), info).recipe
+    assert mae.algorithm.kwargs["neck"].kwargs["embed_dim"] == 48

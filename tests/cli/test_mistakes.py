@@ -78,14 +78,14 @@ def test_refused(monkeypatch, capsys, elsewhere, arguments, said) -> None:
             "algorithm.backbone.depth=99",
             "ResNet: depth=99 does not exist; allowed: 18, 34, 50, 101, 152",
         ),
-        ("moco", "algorithm.backbone.width=8", "algorithm: its parts do not fit"),
+        ("moco", "algorithm.backbone.in_channels=1", "algorithm: its parts do not fit"),
         ("mae", "algorithm.backbone.num_heads=5", "num_heads: 5 does not divide the width 96"),
         ("mae", "views.size=30", "patch_size 4 does not divide views.size 30"),
         ("simclr", "views.size=-3", "views: "),
         (
             "moco",
-            "optimization.optimizer.momentum=-1.0",
-            "optimization.optimizer: Invalid momentum value: -1.0",
+            "optimization.optimizer.weight_decay=-1.0",
+            "optimization.optimizer: Invalid weight_decay value: -1.0",
         ),
     ],
 )
