@@ -8,6 +8,7 @@ Data making the views, Ray Train, schedules, logging. Rounds alternate, so that 
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -89,8 +90,10 @@ def bare(recipe: Recipe, dataset: Dataset, steps: int) -> list[float]:
     return readings[WARMUP_STEPS // WINDOW :]
 
 
-def bare_in_own_process(arguments: argparse.Namespace, busy_neighbour: bool = False) -> list[float]:
-    """The bare loop as a training worker would have it: one thread, a fresh process.
+def bare_in_own_process(
+    arguments: argparse.Namespace, threads: int, busy_neighbour: bool = False
+) -> list[float]:
+    """The bare loop as a training worker would have it: as many threads, a fresh process.
 
     busy_neighbour: with another process making views all the while, as a data task does.
     """
@@ -101,7 +104,7 @@ def bare_in_own_process(arguments: argparse.Namespace, busy_neighbour: bool = Fa
         f"--recipe={arguments.recipe}",
         f"--steps={arguments.steps}",
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     neighbour = (
         subprocess.Popen([*command, "--make-views"], env=environment, stdout=subprocess.DEVNULL)
         if busy_neighbour
@@ -164,6 +167,7 @@ def main() -> None:
     parser.add_argument("--data", default="fashion")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of torch in both loops; default: what a run would take")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--make-views", action="store_true", help=argparse.SUPPRESS)
@@ -185,19 +189,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cluster.connect(None, verbose=False)
         resources = cluster.fit_workers(1, None, None)
+        if arguments.threads is not None:
+            resources = dataclasses.replace(resources, threads=arguments.threads)
+        threads = resources.threads or int(resources.cpus)
         for round_ in range(arguments.rounds):
             print(f"round {round_ + 1} of {arguments.rounds}", file=sys.stderr)
-            alone += bare_in_own_process(arguments)
+            alone += bare_in_own_process(arguments, threads)
             step_times, data_waits = full(recipe, dataset, resources, folder)
             stack += step_times
             waits += data_waits
-            crowded += bare_in_own_process(arguments, busy_neighbour=True)
+            crowded += bare_in_own_process(arguments, threads, busy_neighbour=True)
         cluster.disconnect()
 
     base, ours, neighbour = map(statistics.median, (alone, stack, crowded))
     wait = statistics.median(waits)
     result = {
         "ratio_vs_bare": round(ours / base, 3),
+        "threads": threads,
         "bare_step_ms": round(1e3 * base, 1),
         "full_step_ms": round(1e3 * ours, 1),
         "data_wait_share": round(wait, 4),
@@ -206,8 +214,8 @@ def main() -> None:
     console = Console()
     console.print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}; "
-        f"{arguments.recipe} on {arguments.data}, global batch {recipe.training.global_batch_size}, one worker of one "
-        f"thread; medians of {len(stack)} readings over {arguments.rounds} rounds"
+        f"{arguments.recipe} on {arguments.data}, global batch {recipe.training.global_batch_size}, one worker, "
+        f"torch threads {threads}; medians of {len(stack)} readings over {arguments.rounds} rounds"
     )
     console.table(
         "Step time",

@@ -101,9 +101,11 @@ SMALL = Recipe(
         split_bn=8,
     ),
     views=Spec(moco_v2_views, size=28, min_scale=0.6, brightness=0.8, contrast=0.8, jitter_p=1.0, blur_p=0.0),
-    optimization=Optimization(optimizer=Spec(AdamW, betas=(0.9, 0.95), weight_decay=0.01), base_lr=0.006, warmup_epochs=0.5),
-    training=Training(epochs=14, global_batch_size=128, channels_last=True, sync_bn=False),
-    evaluation=Evaluation(every_epochs=4),
+    optimization=Optimization(
+        optimizer=Spec(AdamW, betas=(0.9, 0.95), weight_decay=0.01), base_lr=0.006, warmup_epochs=0.5
+    ),
+    training=Training(epochs=18, global_batch_size=128, channels_last=True, sync_bn=False),
+    evaluation=Evaluation(every_epochs=6),
 )
 
 SEARCH: Search = {

@@ -59,7 +59,9 @@ SMALL = Recipe(
         head=Spec(ContrastiveHead, temperature=0.2, loss=Spec(CrossEntropyLoss)),
     ),
     views=Spec(simclr_views, size=28, min_scale=0.4, jitter_p=1.0, blur_p=0.0),
-    optimization=Optimization(optimizer=Spec(AdamW, betas=(0.9, 0.95), weight_decay=0.01), base_lr=0.006, warmup_epochs=0.5),
+    optimization=Optimization(
+        optimizer=Spec(AdamW, betas=(0.9, 0.95), weight_decay=0.01), base_lr=0.006, warmup_epochs=0.5
+    ),
     training=Training(epochs=12, global_batch_size=128, channels_last=True),
     evaluation=Evaluation(every_epochs=4),
 )

@@ -30,10 +30,11 @@ MIN_CPUS_PER_WORKER = 0.25
 
 @dataclass(frozen=True)
 class Resources:
-    """What one training worker takes."""
+    """What one training worker takes. threads: of torch, None for what Ray sets (one for each CPU)."""
 
     cpus: float
     gpus: float
+    threads: int | None = None
 
     def as_dict(self) -> dict[str, float]:
         """Ray's form; both keys always, for Ray's default leaves out the CPU when there is a GPU."""
@@ -140,7 +141,9 @@ def fit_workers(workers: int, cpus_per_worker: float | None, gpus_per_worker: fl
             f"workers: {workers} workers x {cpus_per_worker:g} CPUs need {cpus_per_worker * workers:g} and the data "
             f"one more, {has}; use fewer --workers or a smaller --cpus-per-worker"
         )
-    resources = Resources(cpus_per_worker, gpus_per_worker)
+    # Beside a network that a CPU trains, making views is light work: all cores may compute.
+    alone = len(nodes) == 1 and not gpus_per_worker
+    resources = Resources(cpus_per_worker, gpus_per_worker, max(1, int(cpus // workers)) if alone else None)
     placed, most_left = _place(workers, resources, nodes)
     if placed < workers:
         raise UserError(

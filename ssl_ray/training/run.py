@@ -82,7 +82,9 @@ def run(
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={
-            "job": Job(recipe, dataset, plan, total_steps, stop_step, dealer, events, tracking)
+            "job": Job(
+                recipe, dataset, plan, total_steps, stop_step, dealer, events, tracking, resources.threads
+            )
         },
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize(("workers", "cpus"), [(1, 3.0), (2, 1.0), (3, 1.0), (4, 0.75), (6, 0.5), (12, 0.25)])
 def test_workers_leave_a_cpu_for_the_data(ray_cluster: None, workers: int, cpus: float) -> None:
-    assert fit_workers(workers, None, None) == Resources(cpus, 0.0)
+    assert fit_workers(workers, None, None) == Resources(cpus, 0.0, threads=max(1, 4 // workers))
     assert workers * cpus <= 3
 
 

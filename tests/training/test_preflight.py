@@ -1,0 +1,79 @@
+import logging
+
+import pytest
+import torch
+from torch._subclasses import FakeTensor
+
+from ssl_ray import experiments
+from ssl_ray.data.source import DatasetInfo
+from ssl_ray.errors import UserError
+from ssl_ray.models import ResNet
+from ssl_ray.recipe import Recipe, override
+from ssl_ray.resolve import resolve
+from ssl_ray.training.preflight import preflight
+
+INFO = {
+    "SMALL": DatasetInfo("small", 7000, (28, 28), 10, "digest"),
+    "PAPER": DatasetInfo("large", 1_281_167, (400, 500), 1000, "digest"),
+}
+
+
+def recipe(name: str, scale: str) -> Recipe:
+    return resolve(experiments.load_recipe(name, scale.lower()).recipe, INFO[scale]).recipe
+
+
+@pytest.mark.parametrize("scale", INFO)
+@pytest.mark.parametrize("name", experiments.names())
+def test_every_recipe_can_be_built_and_run_without_memory(name: str, scale: str) -> None:
+    seen: set[type] = set()
+
+    def look(module: torch.nn.Module, inputs: tuple[object, ...]) -> None:
+        seen.update(type(x) for x in inputs if isinstance(x, torch.Tensor))
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        preflight(recipe(name, scale))
+    finally:
+        handle.remove()
+    assert seen == {FakeTensor}
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "said"),
+    [
+        (
+            "moco",
+            "algorithm.backbone.depth",
+            99,
+            "algorithm: ResNet: depth=99 does not exist; allowed: 18, 34",
+        ),
+        ("mae", "algorithm.backbone.num_heads", 5, "algorithm: num_heads: 5 does not divide the width 96"),
+        ("moco", "views.size", -3, "views: "),
+        ("simclr", "algorithm.neck.in_channels", 77, "algorithm: its parts do not fit: mat1 and mat2 shapes"),
+        ("moco", "optimization.optimizer.weight_decay", -1.0, "optimization.optimizer: Invalid weight_decay"),
+    ],
+)
+def test_mistakes_name_their_part(
+    name: str, path: str, value: object, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UserError) as error:
+        preflight(override(recipe(name, "SMALL"), path, value))
+    assert str(error.value).startswith(said)
+    assert not [r for r in caplog.records if r.levelno < logging.CRITICAL]
+
+
+def test_a_module_that_asks_for_values_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    forward = ResNet.forward
+
+    def curious(self: ResNet, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        seen.append(float(images.mean()))  # raises for a tensor without memory
+        return forward(self, images)
+
+    monkeypatch.setattr(ResNet, "forward", curious)
+    preflight(recipe("simclr", "SMALL"))
+    assert len(seen) == 1
+
+
+def test_pretrained_weights_are_not_read() -> None:
+    preflight(override(recipe("simclr", "SMALL"), "algorithm.pretrained", "no/such/weights.pt"))
