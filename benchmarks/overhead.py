@@ -8,7 +8,6 @@ Data making the views, Ray Train, schedules, logging. Rounds alternate, so that 
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
@@ -167,7 +166,6 @@ def main() -> None:
     parser.add_argument("--data", default="fashion")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, help="of torch in both loops; default: what a run would take")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--make-views", action="store_true", help=argparse.SUPPRESS)
@@ -189,9 +187,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cluster.connect(None, verbose=False)
         resources = cluster.fit_workers(1, None, None)
-        if arguments.threads is not None:
-            resources = dataclasses.replace(resources, threads=arguments.threads)
-        threads = resources.threads or int(resources.cpus)
+        threads = max(1, int(resources.cpus))
         for round_ in range(arguments.rounds):
             print(f"round {round_ + 1} of {arguments.rounds}", file=sys.stderr)
             alone += bare_in_own_process(arguments, threads)

@@ -10,7 +10,7 @@ Arguments are known by their name, whoever takes them, so that a user's own algo
 | `img_size`     | `views.size` |
 | `patch_size`   | `algorithm.backbone.patch_size`; refused if it does not divide `views.size` |
 | `num_patches`  | (`views.size` / patch size) squared |
-| `neck.in_channels`, `neck.embed_dim` | `feature_dim` of the backbone, which is built for this without memory |
+| `neck.embed_dim`, else `neck.in_channels` | `feature_dim` of the backbone, which is built for this without memory |
 """
 
 from collections.abc import Callable
@@ -69,9 +69,11 @@ def resolve(recipe: Recipe, info: "DatasetInfo") -> Resolved:
         origins["views.size"] = f"larger than the images, {height} x {width} px: they are enlarged"
 
     feature_dim = _feature_dim(recipe)
-    for path in ("algorithm.neck.in_channels", "algorithm.neck.embed_dim"):
-        if feature_dim is not None and _get(recipe, path) not in (None, feature_dim):
-            recipe, origins[path] = replace_at(recipe, path, feature_dim), "what the backbone gives"
+    # A decoder of tokens calls their width embed_dim; its in_channels are those of the image.
+    has_tokens = _get(recipe, "algorithm.neck.embed_dim") is not None
+    path = "algorithm.neck.embed_dim" if has_tokens else "algorithm.neck.in_channels"
+    if feature_dim is not None and _get(recipe, path) not in (None, feature_dim):
+        recipe, origins[path] = replace_at(recipe, path, feature_dim), "what the backbone gives"
 
     for section in ("algorithm", "views", "optimization.optimizer"):
         recipe = replace_at(recipe, section, _complete(_get(recipe, section), section))

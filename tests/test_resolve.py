@@ -132,3 +132,4 @@ def test_the_neck_takes_what_the_backbone_gives() -> None:
     assert resolved.origins["algorithm.neck.in_channels"] == "what the backbone gives"
     mae = resolve(overrides(load("mae").SMALL, {"algorithm.backbone.embed_dim": 48}), info).recipe
     assert mae.algorithm.kwargs["neck"].kwargs["embed_dim"] == 48
+    assert mae.algorithm.kwargs["neck"].kwargs["in_channels"] == 3, "the image's, which the decoder predicts"

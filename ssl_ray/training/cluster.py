@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import socket
 import warnings
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 CONNECT_TIMEOUT_S = 10
+_HOST_PORT = re.compile(r"[^/\s]+:\d+")
+# The cheapest call to a cluster's head; an empty request is a valid one.
+_CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 # Of a machine's CPUs that train without a GPU; the others make views.
 TRAINING_SHARE = 0.75
 # A worker gets at least this share of a core when a small machine is shared out.
@@ -30,11 +34,10 @@ MIN_CPUS_PER_WORKER = 0.25
 
 @dataclass(frozen=True)
 class Resources:
-    """What one training worker takes. threads: of torch, None for what Ray sets (one for each CPU)."""
+    """What one training worker takes. Torch gets a thread for each CPU."""
 
     cpus: float
     gpus: float
-    threads: int | None = None
 
     def as_dict(self) -> dict[str, float]:
         """Ray's form; both keys always, for Ray's default leaves out the CPU when there is a GPU."""
@@ -53,8 +56,9 @@ def connect(address: str | None, *, verbose: bool, python_path: Sequence[str] = 
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         _check_reachable(address)
-    # An explicit address does not pick up the token that Ray keeps; without this it would retry and then be refused.
-    if address and "RAY_AUTH_MODE" not in os.environ and _has_token():
+    # With an explicit address Ray takes a token or not by this alone: a wrong guess is refused after minutes, or by the
+    # cluster's own calls back to us, which look as if our actors had died.
+    if address and "RAY_AUTH_MODE" not in os.environ and _wants_token(address):
         os.environ["RAY_AUTH_MODE"] = "token"
     quiet: dict[str, Any] = {
         "log_to_driver": verbose,
@@ -92,6 +96,26 @@ def _check_reachable(address: str) -> None:
             f"address: nobody answers at {address} ({error}); start a cluster there (`ray start --head`), or leave "
             "--address and RAY_ADDRESS out to use this machine"
         ) from error
+
+
+def _wants_token(address: str) -> bool:
+    """Whether the cluster refuses a call without a token; where that cannot be asked, whether we have one."""
+    import grpc  # type: ignore[import-untyped]
+
+    if address.startswith("ray://") or not _HOST_PORT.fullmatch(address):
+        return _has_token()
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary(_CHECK_ALIVE)(b"", timeout=CONNECT_TIMEOUT_S)
+        except grpc.RpcError as error:
+            refused = error.code() == grpc.StatusCode.UNAUTHENTICATED
+            if refused and not _has_token():
+                raise UserError(
+                    f"address: the cluster at {address} wants a token; put its token into ~/.ray/auth_token or "
+                    "RAY_AUTH_TOKEN"
+                ) from error
+            return refused or _has_token()
+    return False
 
 
 def _has_token() -> bool:
@@ -141,9 +165,7 @@ def fit_workers(workers: int, cpus_per_worker: float | None, gpus_per_worker: fl
             f"workers: {workers} workers x {cpus_per_worker:g} CPUs need {cpus_per_worker * workers:g} and the data "
             f"one more, {has}; use fewer --workers or a smaller --cpus-per-worker"
         )
-    # Beside a network that a CPU trains, making views is light work: all cores may compute.
-    alone = len(nodes) == 1 and not gpus_per_worker
-    resources = Resources(cpus_per_worker, gpus_per_worker, max(1, int(cpus // workers)) if alone else None)
+    resources = Resources(cpus_per_worker, gpus_per_worker)
     placed, most_left = _place(workers, resources, nodes)
     if placed < workers:
         raise UserError(

@@ -48,8 +48,7 @@ class Job:
     """All a worker needs to know.
 
     recipe: resolved. total_steps: what schedules run over; stop_step: where the run ends, the same unless
-    max_steps says otherwise. dealer: handle of the stream's actor; events: a Ray queue that the driver reads. threads:
-    of torch, None for Ray's choice.
+    max_steps says otherwise. dealer: handle of the stream's actor; events: a Ray queue that the driver reads.
     """
 
     recipe: Recipe
@@ -60,7 +59,6 @@ class Job:
     dealer: Any
     events: Any
     tracking: TrackingTarget | None
-    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,6 @@ def train(job: Job) -> dict[str, Any]:
     device = get_device()
     assert optimization.lr is not None, "the driver resolves recipes"
 
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
     torch.manual_seed(training.seed)  # every rank starts from the same weights
     algorithm: BaseModel = recipe.algorithm.build().to(device)
     if training.channels_last:

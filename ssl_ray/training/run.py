@@ -82,9 +82,7 @@ def run(
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={
-            "job": Job(
-                recipe, dataset, plan, total_steps, stop_step, dealer, events, tracking, resources.threads
-            )
+            "job": Job(recipe, dataset, plan, total_steps, stop_step, dealer, events, tracking)
         },
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
