@@ -213,6 +213,10 @@ class Dealer:
         news, self.news = self.news, []
         return news
 
+    async def count_broken(self) -> int:
+        """How many samples could not be read so far."""
+        return len(self.broken)
+
     async def request_stop(self) -> None:
         """Asks the run to end at its next look, with a checkpoint."""
         self.stopping = True

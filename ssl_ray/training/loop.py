@@ -223,7 +223,7 @@ def train(job: Job) -> dict[str, Any]:
         if stop:
             break
 
-    reporter.close()
+    reporter.close(step)
     return {"steps": step, "evaluations": evaluations, "images_per_second": reporter.images_per_second}
 
 
@@ -356,8 +356,11 @@ class Reporter:
         if self.rank == 0:
             self.job.events.actor.put_nowait.remote(event)
 
-    def close(self) -> None:
-        """Delivers what is left."""
+    def close(self, step: int) -> None:
+        """Logs what is known at the end, and delivers what is left."""
+        if self.rank == 0:
+            broken: int = ray.get(self.job.dealer.count_broken.remote())
+            self.tracker.log({"data/broken_images": broken}, step=step)
         self.tracker.close()
 
 

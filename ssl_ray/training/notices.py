@@ -10,6 +10,7 @@ class Notices(logging.Handler):
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
         self.say = say
+        self.logger = logging.getLogger("ssl_ray")
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called by logging."""
@@ -17,11 +18,16 @@ class Notices(logging.Handler):
 
     def attach(self) -> "Notices":
         """Listens from now on."""
-        logging.getLogger("ssl_ray").addHandler(self)
+        self.logger.addHandler(self)
+        # Importing mlflow.pytorch raises the root logger's level to ERROR and gives it a handler: neither is for us.
+        self.logger.setLevel(logging.WARNING)
+        self.logger.propagate = False
         return self
 
     def __enter__(self) -> "Notices":
         return self.attach()
 
     def __exit__(self, *_: object) -> None:
-        logging.getLogger("ssl_ray").removeHandler(self)
+        self.logger.removeHandler(self)
+        self.logger.setLevel(logging.NOTSET)
+        self.logger.propagate = True

@@ -100,6 +100,7 @@ def _pretrain(request: Request, console: Console) -> dict[str, Any]:
         folder.begin(recipe, record)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
+            # Artifacts alone: metrics are rank 0's, which keeps undelivered ones in a file that only one may write.
             with make_tracker(tracked.target) as tracker:
                 tracked.log_dataset(info.name, info.digest, request.data)
                 artifacts.at_start(tracker, recipe, dataset)
@@ -117,7 +118,6 @@ def _pretrain(request: Request, console: Console) -> dict[str, Any]:
                     ),
                 )
                 status = "FINISHED" if result.status == "finished" else "KILLED"
-                tracker.log({"data/broken_images": result.broken}, step=result.summary.get("steps", 0))
                 artifacts.at_end(tracker, recipe, result)
         finally:
             tracked.finish(status)

@@ -173,6 +173,7 @@ def test_mlflow_has_it_all(ran: Ran) -> None:
     assert judged[0].value > 0.2, "images and labels belong together: even an untrained network beats chance"
     assert client.get_metric_history(record.info.run_id, "embedding/std")[-1].value > 0
     assert 0 <= record.data.metrics["perf/data_wait"] <= 1
+    assert record.data.metrics["data/broken_images"] == 0
 
     files = {f.path: f.file_size for f in client.list_artifacts(record.info.run_id)}
     assert files.keys() >= {"recipe.json", "preview.png", "loss.png"}
