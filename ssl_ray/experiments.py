@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import json
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
@@ -117,6 +118,11 @@ def _load_file(path: Path) -> ModuleType:
         module = importlib.import_module(path.stem)
     except UserError as error:
         raise UserError(f"{path.name}: {error}") from error
+    except Exception as error:  # whatever the user's own code does
+        line = next(
+            (f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)), "?"
+        )
+        raise UserError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
     if module.__file__ is None or Path(module.__file__).resolve() != path:
         raise UserError(f"{path}: Python already knows another module {path.stem!r}; rename the file")
     return module

@@ -134,3 +134,19 @@ def test_spaces_refuse_what_is_empty() -> None:
     ):
         with pytest.raises(UserError, match=r"should be|at least one"):
             make()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import torch\nimport no_such_module\n", "line 2: ModuleNotFoundError"),
+        ("SMALL = (\n", "SyntaxError"),
+        ("x = 1\ny = x / 0\n", "line 2: ZeroDivisionError"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_one_line(tmp_path: Path, code: str, said: str) -> None:
+    file = tmp_path / f"broken_{said[-9:-5].lower().strip()}.py"
+    file.write_text(code)
+    with pytest.raises(UserError, match=said) as caught:
+        experiments.load(str(file))
+    assert str(file) in str(caught.value)
