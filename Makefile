@@ -19,7 +19,7 @@ $(VENV)/.installed-bench: $(INSTALLED)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,bench]'
 	@touch $@
 
-demo: $(INSTALLED)  ## pretrain MoCo on 7,000 real images and judge it, no download (about 5 minutes on 2 cores)
+demo: $(INSTALLED)  ## pretrain MoCo on 7,000 real images and judge it, no download (under 5 minutes on 2 cores)
 	@$(BIN)/ssl-ray pretrain moco
 
 test: $(INSTALLED)  ## all tests, real Ray and real MLflow included
