@@ -65,25 +65,6 @@ def gather_with_grad(x: Tensor) -> Tensor:
     return _GatherWithGrad.apply(x) if is_distributed() else x
 
 
-class _SumWithGrad(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        y = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        grad = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad)
-        return grad
-
-
-def sum_with_grad(x: Tensor) -> Tensor:
-    """Sum over ranks; the backward pass sums the ranks' gradients."""
-    return _SumWithGrad.apply(x) if is_distributed() else x
-
-
 @torch.no_grad()
 def sum_(x: Tensor) -> Tensor:
     """Sum over ranks, in place, without gradient. Returns x."""

@@ -39,15 +39,14 @@ class RunResult:
     """How a run ended.
 
     status: "finished", "stopped" (asked to, with a checkpoint) or "interrupted" (at once). summary: what rank 0
-    returned: steps, evaluations, images_per_second. checkpoint: path or URI of the last one. history, evaluations:
-    what this session showed. broken: images that could not be read.
+    returned: steps, evaluations, images_per_second. checkpoint: path or URI of the last one. history: what
+    this session showed. broken: images that could not be read.
     """
 
     status: str
     summary: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
     history: list[TrainStatus] = field(default_factory=list)
-    evaluations: list[dict[str, float]] = field(default_factory=list)
     broken: int = 0
 
 
@@ -112,7 +111,6 @@ def run(
                         result.history.append(event)
                         progress.update(event)
                     elif isinstance(event, dict):
-                        result.evaluations.append(event)
                         progress.note(describe_evaluation(event))
                     elif event is not None:
                         console.warn(event)
