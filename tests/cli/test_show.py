@@ -119,10 +119,12 @@ def test_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert {line[column:].split()[0] for line in lines[2:]} == {row["backbone"] for row in rows.values()}
 
 
-def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
-    (tmp_path / "broken_recipes.py").write_text("1 / 0\n")
+def test_a_recipe_file_that_fails_is_one_line_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "broken_recipes.py").write_text("x = 1\n1 / 0\n")
     program = Path(sys.executable).with_name("ssl-ray")
     command = [program, "show", str(tmp_path / "broken_recipes.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "ZeroDivisionError" in done.stderr
+    assert done.returncode == 2
+    assert done.stdout == ""
+    place = tmp_path / "broken_recipes.py"
+    assert done.stderr == f"ssl-ray: {place}, line 2: ZeroDivisionError: division by zero\n"
