@@ -73,6 +73,26 @@ def sum_(x: Tensor) -> Tensor:
     return x
 
 
+class _SumWithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        return sum_(x.clone())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        # Each rank's loss uses the sum, so each addend's gradient is the sum over ranks.
+        return sum_(grad.clone())
+
+
+def sum_with_grad(x: Tensor) -> Tensor:
+    """Sum over ranks, with gradient; x is left as it is.
+
+    When every rank computes the same loss from the sum, DDP's mean over ranks gives parameters the gradient of that
+    loss.
+    """
+    return _SumWithGrad.apply(x) if is_distributed() else x
+
+
 @torch.no_grad()
 def broadcast(x: Tensor) -> Tensor:
     """Rank 0's x on every rank, in place. Returns x."""

@@ -1,7 +1,8 @@
 """The contract every algorithm keeps: three forward modes, and hooks for what lies outside the gradient."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -51,6 +52,17 @@ class ParamGroup:
     lr_scale: float = 1.0
     adapt: bool = True
     fixed_lr: bool = False
+
+
+class Extract(Protocol):
+    """Applies a function to every training image once, in its plain view (resized, centre crop, nothing random)."""
+
+    def __call__(self, function: Callable[[Views], Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns (index (n,) int64 ascending, results (n, ...)) of this rank's share, on the model's device.
+
+        function: from normalised views [(B, 3, H, W)] to (B, ...); called in evaluation mode, without gradient.
+        Shares are disjoint and together hold every index 0..N-1 once: rank r has those that are r modulo W.
+        """
 
 
 class BaseModel(nn.Module):
@@ -124,8 +136,8 @@ class BaseModel(nn.Module):
         """
         return pooled(self.backbone, self.data_preprocessor(views)[0])
 
-    def before_epoch(self, progress: Progress) -> None:
-        """Before the first step of an epoch."""
+    def before_epoch(self, progress: Progress, extract: Extract) -> None:
+        """Before the first step of an epoch. `extract` runs over the training set: every rank calls it, or none."""
 
     def before_step(self, progress: Progress) -> None:
         """Gradients exist, the optimiser has not stepped."""

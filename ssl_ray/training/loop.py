@@ -21,8 +21,10 @@ from ssl_ray.data.plan import Plan
 from ssl_ray.data.source import Dataset
 from ssl_ray.data.stream import Batch, Batches
 from ssl_ray.errors import UserError
+from ssl_ray.evaluation.extract import TrainingSet
 from ssl_ray.evaluation.online import OnlineEvaluation
 from ssl_ray.models.base import BaseModel, Output, Progress
+from ssl_ray.models.sync_batch_norm import synchronize_batch_norm
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import TrackingTarget, make_tracker
 from ssl_ray.training import checkpoint
@@ -91,8 +93,8 @@ def train(job: Job) -> dict[str, Any]:
     algorithm: BaseModel = recipe.algorithm.build().to(device)
     if training.channels_last:
         algorithm.to(memory_format=torch.channels_last)
-    if training.sync_bn and world_size > 1 and device.type == "cuda":
-        algorithm = nn.SyncBatchNorm.convert_sync_batchnorm(algorithm)  # type: ignore[no-untyped-call]
+    if training.sync_bn and world_size > 1:
+        algorithm = synchronize_batch_norm(algorithm, device)
     optimizer = build_optimizer(optimization.optimizer, algorithm.param_groups(), optimization.lr)
 
     step = 0
@@ -119,8 +121,7 @@ def train(job: Job) -> dict[str, Any]:
         channels_last=training.channels_last,
     )
     reporter = Reporter(job, rank, device, step)
-    if training.sync_bn and world_size > 1 and device.type != "cuda" and _has_batch_norm(algorithm):
-        reporter.send("there is no SyncBN without a GPU: batch norm sees each worker's own rows")
+    low_precision = torch.bfloat16 if training.precision == "bf16" else None
     evaluate = OnlineEvaluation(
         job.dataset.train,
         job.dataset.val,
@@ -129,7 +130,10 @@ def train(job: Job) -> dict[str, Any]:
         temperature=recipe.evaluation.temperature,
         max_samples=recipe.evaluation.max_samples,
         device=device,
-        autocast=torch.bfloat16 if training.precision == "bf16" else None,
+        autocast=low_precision,
+    )
+    extract = TrainingSet(
+        job.dataset.train, algorithm, size=view_sizes[0], device=device, autocast=low_precision
     )
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     skipped = 0  # steps in a row without a finite gradient
@@ -144,7 +148,9 @@ def train(job: Job) -> dict[str, Any]:
                 result["baseline/raw_pixels_knn_top1"] = top1
         evaluations.append({"epoch": round(step / job.plan.steps_per_epoch, 2), "step": step, **result})
         # An untrained network's features may lie as close together as a collapsed one's.
-        reporter.evaluation(evaluations[-1], evaluate.warning if step else None, evaluate.broken)
+        reporter.evaluation(
+            evaluations[-1], evaluate.warning if step else None, evaluate.broken | extract.broken
+        )
 
     if step == 0 and recipe.evaluation.every_epochs:
         judge(step)
@@ -153,7 +159,8 @@ def train(job: Job) -> dict[str, Any]:
         progress = Progress(step, job.total_steps, job.plan.epoch(step), training.epochs)
         torch.manual_seed(step_seed(training.seed, step, rank))
         if step % job.plan.steps_per_epoch == 0:
-            algorithm.before_epoch(progress)
+            with reporter.paused():
+                algorithm.before_epoch(progress, extract)
         set_lr(optimizer, lr := learning_rate(optimization, progress), peak_lr=optimization.lr)
 
         batch = next(batches)
@@ -362,10 +369,6 @@ class Reporter:
             broken: int = ray.get(self.job.dealer.count_broken.remote())
             self.tracker.log({"data/broken_images": broken}, step=step)
         self.tracker.close()
-
-
-def _has_batch_norm(module: nn.Module) -> bool:
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
 
 
 def _quiet_ray_train() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ssl_ray.data.source import DatasetInfo
 from ssl_ray.errors import UserError
-from ssl_ray.evaluation import online
+from ssl_ray.evaluation import images
 from ssl_ray.evaluation.knn import knn_accuracy
 from ssl_ray.evaluation.online import OnlineEvaluation
 from ssl_ray.models.backbones.resnet import ResNet
@@ -181,14 +181,15 @@ def test_broken_images_are_left_out_and_named() -> None:
 
 def test_a_sample_of_a_sorted_folder_holds_every_class() -> None:
     sampled = OnlineEvaluation(source(400, 0, sort=True), source(50, 1), size=SIZE, max_samples=40)
-    labels = torch.cat([y for _, y in sampled._bank.batches()])
+    index = torch.cat([index for _, index in sampled._bank.batches()])
+    labels = sampled._bank.source.labels()[index]
     assert len(labels) == 40
     assert set(labels.tolist()) == set(range(CLASSES))
 
 
 def test_images_that_do_not_fit_are_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = evaluation().run(Columns())
-    monkeypatch.setattr(online, "_KEEP_BYTES", 0)
+    monkeypatch.setattr(images, "_KEEP_BYTES", 0)
     again = evaluation()
     assert again.run(Columns()) == kept
     assert again._queries._kept is None

@@ -1,0 +1,89 @@
+"""Images as evaluation sees them: each once, in its plain view, dealt to the ranks."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssl_ray import distributed
+from ssl_ray.data.plan import Permutation
+from ssl_ray.data.source import Source
+from ssl_ray.data.views import make_batch, plain_views
+
+_KEEP_BYTES = (
+    4 << 30
+)  # decoded images of one split stay in memory up to this size; more are decoded at each run
+_THREADS = min(8, os.cpu_count() or 1)
+_PIECE = 32  # images that a thread decodes at a time
+
+Indices = NDArray[np.int64]
+Decoded = Future[tuple[dict[str, np.ndarray], list[tuple[int, str]]]]
+
+
+class PlainImages:
+    """This rank's share of up to `limit` images of a source in their plain view, decoded once and kept where they fit.
+
+    The images are drawn without repetition by a fixed permutation, so that a folder sorted by class gives every class
+    its share; they come in ascending order of index, rank r has every W-th. Resized and centre-cropped to `size`
+    pixels; those not larger than that are not cropped. broken: gets path -> reason of those that cannot be decoded;
+    they are left out.
+    """
+
+    def __init__(
+        self, source: Source, size: int, limit: int | None, batch_size: int, broken: dict[str, str]
+    ) -> None:
+        total = source.info.num_samples
+        chosen = np.arange(total)
+        if limit is not None and limit < total:
+            chosen = np.sort(Permutation(total, seed=0)(np.arange(limit)))
+        indices = chosen[distributed.rank() :: distributed.world_size()]
+        self._chunks = np.split(indices, range(batch_size, len(indices), batch_size))
+        self.source = source
+        # "Resize 256, crop 224" where the images are larger.
+        self._pipeline = plain_views(size, crop_fraction=0.875 if min(source.info.image_size) > size else 1.0)
+        self._broken = broken
+        self._keep = len(indices) * size * size * 3 <= _KEEP_BYTES
+        self._kept: list[tuple[Tensor, Tensor]] | None = None
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (b, 3, size, size) uint8, channels last in memory, and their index (b,) int64."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept = []
+        for batch in self._decode():
+            if self._keep:
+                kept.append(batch)
+            yield batch
+        self._kept = kept if self._keep else None
+
+    def _decode(self) -> Iterator[tuple[Tensor, Tensor]]:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            # The next chunk is under way while this one is in use.
+            under_way = self._start(pool, self._chunks[0])
+            for chunk, following in zip(self._chunks, [*self._chunks[1:], None], strict=True):
+                futures = under_way
+                if following is not None:
+                    under_way = self._start(pool, following)
+                yield self._collect(chunk, futures)
+
+    def _start(self, pool: ThreadPoolExecutor, chunk: Indices) -> list[Decoded]:
+        blobs = self.source.read(chunk)
+        pieces = [slice(i, i + _PIECE) for i in range(0, max(1, len(chunk)), _PIECE)]
+        return [pool.submit(make_batch, self._pipeline, blobs[p], chunk[p], 0, 0) for p in pieces]
+
+    def _collect(self, chunk: Indices, futures: list[Decoded]) -> tuple[Tensor, Tensor]:
+        whole = np.ones(len(chunk), bool)
+        images = []
+        for first, future in zip(range(0, max(1, len(chunk)), _PIECE), futures, strict=True):
+            columns, failures = future.result()
+            images.append(columns["view_0"])
+            for row, reason in failures:
+                whole[first + row] = False
+                self._broken[self.source.path(int(chunk[first + row]))] = reason
+        view = torch.from_numpy(np.concatenate(images)[whole])
+        return view.permute(0, 3, 1, 2), torch.from_numpy(chunk[whole])

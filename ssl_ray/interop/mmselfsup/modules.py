@@ -1,0 +1,119 @@
+"""Readers of the MMSelfSup 1.x modules that several algorithms use; others are beside the algorithm that owns them.
+
+Each module is one function and one entry of COMMON. Settings that a function does not know are refused, never
+ignored.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ssl_ray.errors import UserError, nearest
+from ssl_ray.interop.mmselfsup.config import Config, Readers, arguments_of, loss_of
+from ssl_ray.models import (
+    ContrastiveHead,
+    CrossEntropyLoss,
+    LinearNeck,
+    NonLinearNeck,
+    ResNet,
+)
+
+
+def _resnet(config: Config) -> ResNet:
+    names = {
+        "depth": "depth",
+        "in_channels": "in_channels",
+        "stem_channels": "stem_width",
+        "base_channels": "width",
+        "out_indices": "out_indices",
+        "zero_init_residual": "zero_init_residual",
+    }
+    fixed = {
+        "num_stages": 4,
+        "strides": (1, 2, 2, 2),
+        "dilations": (1, 1, 1, 1),
+        "style": "pytorch",
+        "deep_stem": False,
+        "avg_down": False,
+        "frozen_stages": -1,
+        "norm_eval": False,
+        "conv_cfg": None,
+        "with_cp": None,
+    }
+    defaults = {"width": 64, "stem_width": 64, "zero_init_residual": True}
+    return ResNet(**{**defaults, **arguments_of(config, names, fixed)})
+
+
+def _linear_neck(config: Config) -> LinearNeck:
+    names = {"in_channels": "in_channels", "out_channels": "out_channels", "with_avg_pool": "with_avg_pool"}
+    return LinearNeck(**arguments_of(config, names))
+
+
+def _nonlinear_neck(config: Config) -> NonLinearNeck:
+    names = {
+        n: n
+        for n in (
+            "in_channels",
+            "hid_channels",
+            "out_channels",
+            "num_layers",
+            "with_bias",
+            "with_last_bn",
+            "with_last_bn_affine",
+            "with_last_bias",
+            "with_avg_pool",
+        )
+    }
+    return NonLinearNeck(**arguments_of(config, names, {"vit_backbone": False}))
+
+
+def _cross_entropy_loss(config: Config) -> CrossEntropyLoss:
+    fixed = {"use_sigmoid": False, "use_soft": False, "reduction": "mean"}
+    return CrossEntropyLoss(**arguments_of(config, {"loss_weight": "loss_weight"}, fixed))
+
+
+def _contrastive_head(config: Config) -> ContrastiveHead:
+    arguments = arguments_of(config, {"temperature": "temperature"})
+    return ContrastiveHead(**arguments, loss=loss_of(config, COMMON))
+
+
+_VIT_ARCHITECTURES = {  # width, blocks, heads, MLP width
+    "deit-t": (192, 12, 3, 768),
+    "deit-s": (384, 12, 6, 1536),
+    "b": (768, 12, 12, 3072),
+    "l": (1024, 24, 16, 4096),
+    "h": (1280, 32, 16, 5120),
+}
+_VIT_LONG_NAMES = {
+    "base": "b",
+    "deit-b": "b",
+    "large": "l",
+    "huge": "h",
+    "deit-tiny": "deit-t",
+    "deit-small": "deit-s",
+}
+
+
+def vit_architecture(config: Config) -> dict[str, Any]:
+    """`arch` of a ViT config, a name or a dict, as embed_dim, depth, num_heads and mlp_ratio."""
+    arch: Any = config.get("arch", "b")
+    if isinstance(arch, Mapping):
+        width, depth, heads, hidden = (
+            arch[k] for k in ("embed_dims", "num_layers", "num_heads", "feedforward_channels")
+        )
+    else:
+        arch = _VIT_LONG_NAMES.get(arch, arch)
+        if arch not in _VIT_ARCHITECTURES:
+            raise UserError(
+                f"{config['type']}: arch={arch!r} is not known here; {nearest(arch, _VIT_ARCHITECTURES)}"
+            )
+        width, depth, heads, hidden = _VIT_ARCHITECTURES[arch]
+    return {"embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": hidden / width}
+
+
+COMMON: Readers = {
+    "ResNet": _resnet,
+    "LinearNeck": _linear_neck,
+    "NonLinearNeck": _nonlinear_neck,
+    "ContrastiveHead": _contrastive_head,
+    "CrossEntropyLoss": _cross_entropy_loss,
+}

@@ -1,0 +1,13 @@
+"""SimCLR of MMSelfSup."""
+
+from ssl_ray.interop.mmselfsup.config import Config, arguments_of, build_parts
+from ssl_ray.interop.mmselfsup.correspondence import Correspondence
+from ssl_ray.interop.mmselfsup.modules import COMMON
+from ssl_ray.models import SimCLR
+
+
+def _simclr(config: Config) -> SimCLR:
+    return SimCLR(**build_parts(config, COMMON), **arguments_of(config, {}))
+
+
+CORRESPONDENCE = Correspondence(_simclr)
