@@ -28,7 +28,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from ssl_ray.data.decode import decode
-from ssl_ray.data.views import ViewPipeline, mae_views, make_batch, moco_v2_views, simclr_views
+from ssl_ray.data.pipeline import ViewPipeline, make_batch
+from ssl_ray.data.views import mae_views, moco_v2_views, simclr_views
 from ssl_ray.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, DataPreprocessor
 
 BATCH = 64

@@ -103,6 +103,8 @@ def preview(
     image_column: ImageColumn = None,
 ) -> None:
     """Write a picture of images and the views a network would see."""
+    import dataclasses
+
     import cv2
 
     from ssl_ray.console import Console
@@ -116,7 +118,9 @@ def preview(
 
     source = open_dataset(data, image_column=image_column).train
     chosen = load_recipe(recipe, scale=scale, info=source.info).recipe
-    resolved = resolve(overrides(chosen, parse_settings(settings or [])), source.info).recipe
+    # A picture takes few images: none of the recipe's sizes is too large for it.
+    plenty = dataclasses.replace(source.info, num_samples=max(source.info.num_samples, 1 << 24))
+    resolved = resolve(overrides(chosen, parse_settings(settings or [])), plenty).recipe
     grid = preview_grid(resolved.views.build(), some_images(source, images, seed), seed=seed)
     try:
         written = cv2.imwrite(str(out), grid[..., ::-1])

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from ssl_ray.data.views import ViewPipeline
+from ssl_ray.data.pipeline import ViewPipeline
 
 _GAP = 4  # pixels between pictures
 _SMALLEST_CELL = 112
 _PAPER = 255
+_GRAY = 128
+_SHOWN = 0.25  # share of a hidden pixel in what is drawn for it; the rest is gray
 
 
 def preview_grid(
@@ -17,26 +19,35 @@ def preview_grid(
 ) -> np.ndarray:
     """One row per image: the original, then its views in epoch 0, 1, ...; (H, W, 3) uint8 RGB.
 
-    images: decoded, (H, W, 3) uint8 RGB; image i is drawn as sample i. Views of tiny images are enlarged by whole
-    factors without smoothing, so that their pixels show.
+    images: decoded, (H, W, 3) uint8 RGB; image i is drawn as sample i. All views are shown at one scale: a view of half
+    the size is half as large. Tiny ones are enlarged by a whole factor without smoothing, so that their pixels show.
+    What a column `mask` hides is faded in the first view.
     """
-    cell = max(pipeline.sizes)
-    cell *= -(-_SMALLEST_CELL // cell)
+    largest = max(pipeline.sizes)
+    scale = -(-_SMALLEST_CELL // largest)
+    cell = largest * scale
     names = [f"view_{i}" for i in range(len(pipeline.sizes))]
     out = {name: np.zeros((1, *c.shape), c.dtype) for name, c in pipeline.columns.items()}
     step = cell + _GAP
     grid = np.full((len(images) * step + _GAP, (1 + epochs * len(names)) * step + _GAP, 3), _PAPER, np.uint8)
     for row, image in enumerate(images):
-        pictures = [image]
+        pictures = [_fit(image, cell)]
         for epoch in range(epochs):
             pipeline.write_image(image, seed=seed, epoch=epoch, index=row, out=out, row=0)
-            pictures += [out[name][0].copy() for name in names]
+            if "mask" in out:
+                _fade(out["view_0"][0], out["mask"][0])
+            pictures += [out[name][0].repeat(scale, axis=0).repeat(scale, axis=1) for name in names]
         for column, picture in enumerate(pictures):
-            fitted = _fit(picture, cell)
-            top = _GAP + row * step + (cell - fitted.shape[0]) // 2
-            left = _GAP + column * step + (cell - fitted.shape[1]) // 2
-            grid[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
+            top = _GAP + row * step + (cell - picture.shape[0]) // 2
+            left = _GAP + column * step + (cell - picture.shape[1]) // 2
+            grid[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return grid
+
+
+def _fade(view: np.ndarray, mask: np.ndarray) -> None:
+    """Fades the patches of a view, (S, S, 3), that are 1 in the mask, (L, L)."""
+    hidden = cv2.resize(mask, view.shape[:2], interpolation=cv2.INTER_NEAREST).astype(bool)
+    view[hidden] = view[hidden] * _SHOWN + _GRAY * (1 - _SHOWN)
 
 
 def _fit(picture: np.ndarray, cell: int) -> np.ndarray:

@@ -8,122 +8,25 @@ decided by the plan and by (seed, epoch, index, view): neither task order, the n
 
 import asyncio
 import contextlib
-import queue
 import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
-from ray.data.block import BlockAccessor
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from torch import Tensor
 
-from ssl_ray.data.plan import Plan
-from ssl_ray.data.source import Source
-from ssl_ray.data.views import ViewPipeline, make_batch
-from ssl_ray.errors import UserError
+from ssl_ray.data.blocks import Broken, StreamConfig, block_steps, make_block
 
 # Ray's cost is per block, not per byte: blocks of some tens of MB amortise it (several steps per block).
 BLOCK_BYTES = 64 * 2**20
 MAX_STEPS_PER_BLOCK = 16
 # Blocks waiting per rank. More hides longer hiccups and holds more memory.
 QUEUE_DEPTH = 2
-# Batches that a rank holds ready on its device.
-READY_BATCHES = 2
 # Blocks per execution of the dataset: Ray holds a reference and some metadata for each.
 WINDOW_BLOCKS = 1024
-MAX_SUBSTITUTES = 32
-
-
-@dataclass(frozen=True)
-class StreamConfig:
-    """What a data task needs to make any block of a run.
-
-    max_broken: share of the data set's samples that may turn out unreadable before the run stops.
-    """
-
-    source: Source
-    pipeline: ViewPipeline
-    plan: Plan
-    total_steps: int
-    max_broken: float = 0.01
-
-    def step_bytes(self, world_size: int) -> int:
-        """Bytes of one rank's rows of one step."""
-        sample = sum(
-            int(np.prod(c.shape)) * np.dtype(c.dtype).itemsize for c in self.pipeline.columns.values()
-        )
-        return sample * (self.plan.global_batch_size // world_size)
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A sample that could not be read, and why."""
-
-    index: int
-    path: str
-    reason: str
-
-
-@dataclass
-class Batch:
-    """One rank's rows of one step: views (B, 3, H, W) uint8, and all other columns."""
-
-    step: int
-    views: list[Tensor]
-    samples: dict[str, Tensor]
-
-
-def block_steps(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
-    """Cuts steps start..stop-1 into blocks (first step, number of steps) of 1, 2, 4, ... `most` steps.
-
-    Short blocks first: the first batch should not wait for a whole block's worth of augmentation.
-    """
-    size, first = 1, start
-    while first < stop:
-        count = min(size, most, stop - first)
-        yield first, count
-        size *= 2
-        first += count
-
-
-def make_block(config: StreamConfig, first_step: int, num_steps: int, rank: int, world_size: int) -> Any:
-    """The views of a rank's rows of some steps, in order. Returns (columns, list of `Broken`).
-
-    A sample that cannot be read is replaced by the plan's substitute for it; its `index` column names the substitute.
-    """
-    plan, source, pipeline = config.plan, config.source, config.pipeline
-    parts, broken = [], []
-    for step in range(first_step, first_step + num_steps):
-        epoch = plan.epoch(step)
-        indices = plan.indices(step, rank, world_size)
-        columns, failures = make_batch(pipeline, source.read(indices), indices, plan.seed, epoch)
-        for row, reason in failures:
-            original = int(indices[row])
-            broken.append(Broken(original, source.path(original), reason))
-            for attempt in range(MAX_SUBSTITUTES):
-                index = np.array([plan.substitute(epoch, original, attempt)])
-                substitute, failed = make_batch(pipeline, source.read(index), index, plan.seed, epoch)
-                if not failed:
-                    for name, values in substitute.items():
-                        columns[name][row] = values[0]
-                    break
-                broken.append(Broken(int(index[0]), source.path(int(index[0])), failed[0][1]))
-            else:
-                raise RuntimeError(
-                    f"{MAX_SUBSTITUTES} samples in a row could not be read, the last {broken[-1].path}: "
-                    f"{broken[-1].reason}"
-                )
-        parts.append(columns)
-    if num_steps == 1:
-        return parts[0], broken
-    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}, broken
 
 
 @lru_cache(maxsize=2)
@@ -150,7 +53,7 @@ class _MakeBlocks:
 
 
 class Dealer:
-    """Actor that runs the dataset and hands each rank its blocks.
+    """Actor that runs the dataset and hands each rank its blocks; what ranks have to say to the driver it passes on.
 
     It is made by the driver, so the pipe fills while the workers start. `start` is called again by a restarted worker
     group: with the step and world size that the run now continues with.
@@ -165,7 +68,7 @@ class Dealer:
         self.queues: list[asyncio.Queue[Any]] = []
         self.stop_producer = threading.Event()
         self.broken: dict[int, Broken] = {}
-        self.news: list[Broken] = []
+        self.news: list[Any] = []
         self.too_many_broken = False
         self.stopping = False
 
@@ -208,8 +111,12 @@ class Dealer:
                 final=True,
             )
 
-    async def take_news(self) -> list[Broken]:
-        """Broken samples found since the last call, each once."""
+    async def tell(self, event: Any) -> None:
+        """Something for the driver, from a rank."""
+        self.news.append(event)
+
+    async def take_news(self) -> list[Any]:
+        """What ranks told, and each broken sample once (`Broken`), since the last call."""
         news, self.news = self.news, []
         return news
 
@@ -297,84 +204,6 @@ def _quiet_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-class Batches(Iterator[Batch]):
-    """A rank's end of the stream: its batches in order, made ready by a thread while the model computes.
-
-    channels_last: memory format of the views; blocks hold them so, any other costs a copy. `waited` sums the seconds
-    spent waiting for data. Raises UserError when too much of the data is broken, RuntimeError when the stream failed,
-    and StopIteration after the run's last step.
-    """
-
-    def __init__(
-        self,
-        dealer: Any,
-        *,
-        first_step: int,
-        rank: int,
-        batch_size: int,
-        views: int,
-        device: torch.device,
-        channels_last: bool = False,
-    ) -> None:
-        self.dealer = dealer
-        self.first_step = first_step
-        self.rank = rank
-        self.batch_size = batch_size
-        self.view_names = [f"view_{i}" for i in range(views)]
-        self.device = device
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.waited = 0.0
-        self.ready: queue.Queue[Batch | Exception | None] = queue.Queue(READY_BATCHES)
-        threading.Thread(target=self._fill, name="batches", daemon=True).start()
-
-    def __next__(self) -> Batch:
-        started = time.perf_counter()
-        item = self.ready.get()
-        self.waited += time.perf_counter() - started
-        if isinstance(item, Batch):
-            return item
-        self.ready.put(item)  # for whoever asks again
-        if item is None:
-            raise StopIteration
-        raise item
-
-    def _fill(self) -> None:
-        """Thread: the next block is asked for while the one at hand is cut into batches."""
-        try:
-            step = self.first_step
-            ahead = self.dealer.next.remote(self.rank)
-            while True:
-                answer = ray.get(ahead)
-                if "error" in answer:
-                    raise (UserError if answer["final"] else RuntimeError)(answer["error"])
-                if not answer["blocks"]:
-                    break
-                block = ray.get(answer["blocks"][0])
-                ahead = self.dealer.next.remote(self.rank)
-                columns = BlockAccessor.for_block(block).to_numpy()
-                rows = len(columns["index"])
-                assert rows % self.batch_size == 0, "block boundaries are batch boundaries"
-                for start in range(0, rows, self.batch_size):
-                    part = {name: values[start : start + self.batch_size] for name, values in columns.items()}
-                    self.ready.put(self._batch(step, part))
-                    step += 1
-            self.ready.put(None)
-        except Exception as error:  # raised where it is waited for
-            self.ready.put(error)
-
-    def _batch(self, step: int, columns: dict[str, np.ndarray]) -> Batch:
-        samples = {name: self._to_device(values) for name, values in columns.items()}
-        views = [samples.pop(name).permute(0, 3, 1, 2) for name in self.view_names]
-        return Batch(step, [view.contiguous(memory_format=self.memory_format) for view in views], samples)
-
-    def _to_device(self, values: np.ndarray) -> Tensor:
-        """A copy: blocks are read-only views of shared memory. Into pinned memory on the way to a GPU."""
-        dtype = getattr(torch, values.dtype.name)
-        tensor = torch.empty(values.shape, dtype=dtype, pin_memory=self.device.type == "cuda")
-        tensor.numpy()[...] = values
-        return tensor.to(self.device, non_blocking=True)
 
 
 def start_dealer(config: StreamConfig) -> Any:

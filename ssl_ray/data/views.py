@@ -1,224 +1,88 @@
-"""What an algorithm's views of an image are: one decode, a chain of operations per view, extra columns."""
+"""Presets: the views that each method trains on, with the published settings as defaults.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+Arguments have one meaning in all of them. size: side of a view, pixels. num_views: alike but drawn anew. min_scale:
+smallest crop, as a share of the image's area. brightness, contrast, saturation, hue: strengths as in torchvision's
+ColorJitter. *_p: probabilities. min_sigma, max_sigma: of the blur, in pixels of the view. second_*: the same for the
+second view where the two differ.
+"""
 
-import cv2
-import numpy as np
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, ParamSpec
 
-from ssl_ray.data.augment.geometry import Box, CenterCrop, Cut, Interpolation, RandomResizedCrop, resized_crop
-from ssl_ray.data.augment.scratch import keep_freed_memory
+from pydantic import Field
+
+from ssl_ray.data.augment.geometry import CenterCrop, Interpolation, RandomResizedCrop, RandomSquare
 from ssl_ray.data.augment.transforms import (
+    ColorDropping,
     ColorJitter,
     GaussianBlur,
     Grayscale,
     HorizontalFlip,
+    Rotation,
     Solarize,
-    Transform,
 )
-from ssl_ray.data.decode import BrokenImage, decode, decode_known, read_header
-from ssl_ray.data.random import Draws
+from ssl_ray.data.masking import BlockMask, RandomCellMask, UniformNoise
+from ssl_ray.data.pipeline import ViewPipeline
+from ssl_ray.data.view_makers import PatchGrid, SameCrop, View
+from ssl_ray.errors import UserError
 
-_EXTRAS = 1 << 32  # extra columns draw from stream _EXTRAS + position, apart from every view's
+P = ParamSpec("P")
 
-
-@dataclass(frozen=True)
-class Column:
-    """What one sample holds in a column of the batch."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
-class Extra(Protocol):
-    """A column beside the views, drawn per sample."""
-
-    @property
-    def column(self) -> Column:
-        """What one sample holds."""
-
-    def draw(self, draws: Draws) -> np.ndarray:
-        """The value of one sample, of the column's shape."""
+# Ranges that a Spec checks as soon as it is written.
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0)]
+Hue = Annotated[float, Field(ge=0, le=0.5)]
+Sigma = Annotated[float, Field(gt=0)]
 
 
-@dataclass(frozen=True)
-class UniformNoise:
-    """`length` float32 numbers in [0, 1): MAE masks the patches whose numbers are largest."""
-
-    length: int
-
-    @property
-    def column(self) -> Column:
-        """(length,) float32."""
-        return Column((self.length,), "float32")
-
-    def draw(self, draws: Draws) -> np.ndarray:
-        """The numbers of one sample."""
-        return draws.random(self.length).astype(np.float32)
-
-
-class Drawn(NamedTuple):
-    """Everything random about one view."""
-
-    box: Box
-    params: list[Any]
-
-
-@dataclass(frozen=True)
-class View:
-    """One view: cut a box, resample it to size x size pixels, then `transforms` in order."""
-
-    size: int
-    cut: Cut
-    transforms: tuple[Transform, ...] = ()
-    interpolation: Interpolation = "bilinear"
-
-    def draw(self, draws: Draws, height: int, width: int) -> Drawn:
-        """All parameters for an image of height x width pixels."""
-        return Drawn(self.cut.draw(draws, height, width), [t.draw(draws) for t in self.transforms])
-
-    def apply(self, image: np.ndarray, drawn: Drawn, out: np.ndarray) -> None:
-        """Writes the view of `image` with these parameters to `out`, (size, size, 3) uint8."""
-        resized_crop(image, drawn.box, self.size, self.interpolation, out)
-        for transform, params in zip(self.transforms, drawn.params, strict=True):
-            if params is not None:
-                transform.apply(out, params)
-
-
-class ViewPipeline:
-    """Makes every view and extra column of a sample; the same (seed, epoch, index) gives the same pixels.
-
-    columns: name -> Column of one sample; "view_0", "view_1", ... then the extras. sizes: side of each view, pixels.
-    """
-
-    def __init__(self, views: Sequence[View], extras: dict[str, Extra] | None = None) -> None:
-        self.views = tuple(views)
-        self.extras = dict(extras or {})
-        self.sizes = tuple(v.size for v in self.views)
-        self.columns = {f"view_{i}": Column((v.size, v.size, 3), "uint8") for i, v in enumerate(self.views)}
-        self.columns |= {name: extra.column for name, extra in self.extras.items()}
-
-    def write(
-        self, data: bytes, *, seed: int, epoch: int, index: int, out: dict[str, np.ndarray], row: int
-    ) -> None:
-        """Decodes once and writes all columns into out[column][row]. Raises BrokenImage.
-
-        The boxes are drawn from the header's size, so that a JPEG of which every view needs half the resolution or
-        less is decoded at 1/2, 1/4 or 1/8 of its size.
-        """
-        header = read_header(data)
-        drawn = self.draw(header.height, header.width, seed=seed, epoch=epoch, index=index)
-        reduce = self.reduction(drawn) if header.jpeg else 1
-        image = decode_known(data, header, reduce)
-        height, width = image.shape[:2]
-        if (height, width) != (-(-header.height // reduce), -(-header.width // reduce)):
-            # Turned by an orientation that only the decoder knows of.
-            self.write_image(decode(data), seed=seed, epoch=epoch, index=index, out=out, row=row)
-            return
-        if reduce > 1:
-            drawn = [Drawn(d.box.reduced(reduce, height, width), d.params) for d in drawn]
-        self.apply(image, drawn, seed=seed, epoch=epoch, index=index, out=out, row=row)
-
-    def write_image(
-        self, image: np.ndarray, *, seed: int, epoch: int, index: int, out: dict[str, np.ndarray], row: int
-    ) -> None:
-        """The same from a decoded image, (H, W, 3) uint8 RGB."""
-        drawn = self.draw(*image.shape[:2], seed=seed, epoch=epoch, index=index)
-        self.apply(image, drawn, seed=seed, epoch=epoch, index=index, out=out, row=row)
-
-    def draw(self, height: int, width: int, *, seed: int, epoch: int, index: int) -> list[Drawn]:
-        """All parameters of all views of an image of height x width pixels."""
-        return [view.draw(Draws(seed, epoch, index, i), height, width) for i, view in enumerate(self.views)]
-
-    def apply(
-        self,
-        image: np.ndarray,
-        drawn: Sequence[Drawn],
-        *,
-        seed: int,
-        epoch: int,
-        index: int,
-        out: dict[str, np.ndarray],
-        row: int,
-    ) -> None:
-        """Writes the views with these parameters, and the extra columns."""
-        for i, (view, parameters) in enumerate(zip(self.views, drawn, strict=True)):
-            view.apply(image, parameters, out[f"view_{i}"][row])
-        for i, (name, extra) in enumerate(self.extras.items()):
-            out[name][row] = extra.draw(Draws(seed, epoch, index, _EXTRAS + i))
-
-    def reduction(self, drawn: Sequence[Drawn]) -> int:
-        """The largest of 8, 4, 2, 1 by which the image can shrink with no view having to be enlarged for it."""
-        sides = [
-            (min(d.box.height, d.box.width), view.size) for d, view in zip(drawn, self.views, strict=True)
-        ]
-        return next((r for r in (8, 4, 2) if all(side >= r * size for side, size in sides)), 1)
-
-
-def make_batch(
-    pipeline: ViewPipeline, blobs: Sequence[bytes], indices: Sequence[int] | np.ndarray, seed: int, epoch: int
-) -> tuple[dict[str, np.ndarray], list[tuple[int, str]]]:
-    """Columns of a batch, `index` (int64) among them, and (row, reason) for every image that is broken."""
-    # A process makes its views on one core; many of them share the machine.
-    cv2.setNumThreads(0)
-    keep_freed_memory()
-    index = np.asarray(indices, np.int64)
-    out = {name: np.zeros((len(blobs), *c.shape), c.dtype) for name, c in pipeline.columns.items()}
-    failures = []
-    for row, (data, i) in enumerate(zip(blobs, index.tolist(), strict=True)):
-        try:
-            pipeline.write(data, seed=seed, epoch=epoch, index=i, out=out, row=row)
-        except BrokenImage as error:
-            failures.append((row, error.reason))
-    return out | {"index": index}, failures
-
-
-def contrastive_view(
-    size: int,
-    min_scale: float,
-    brightness: float,
-    contrast: float,
-    saturation: float,
-    hue: float,
-    jitter_p: float,
-    gray_p: float,
-    blur_p: float,
-    min_sigma: float,
-    max_sigma: float,
-    solarize_p: float,
-    flip_p: float,
-    interpolation: Interpolation,
-) -> View:
-    """Crop, flip, colour jitter, grayscale, blur, solarize: what most contrastive recipes are made of.
-
-    min_scale: smallest crop, as a share of the image's area. brightness, contrast, saturation, hue: strengths as in
-    torchvision's ColorJitter. *_p: probabilities. min_sigma, max_sigma: of the blur, in pixels of the view.
-    """
-    transforms = (
-        HorizontalFlip(flip_p),
-        ColorJitter(brightness, contrast, saturation, hue, jitter_p),
-        Grayscale(gray_p),
-        GaussianBlur(blur_p, (min_sigma, max_sigma)),
-        Solarize(solarize_p),
+def _variant(
+    base: Callable[P, ViewPipeline], **defaults: Any
+) -> Callable[[Callable[[], None]], Callable[P, ViewPipeline]]:
+    """Makes a preset of a name and a docstring: `base` with some other defaults, which its signature shows."""
+    signature = inspect.signature(base)
+    parameters = signature.parameters
+    assert defaults.keys() <= parameters.keys()
+    shown = signature.replace(
+        parameters=[p.replace(default=defaults.get(n, p.default)) for n, p in parameters.items()]
     )
-    return View(size, RandomResizedCrop((min_scale, 1.0)), transforms, interpolation)
+
+    def name(described: Callable[[], None]) -> Callable[P, ViewPipeline]:
+        @functools.wraps(described)
+        def preset(*args: P.args, **kwargs: P.kwargs) -> ViewPipeline:
+            given = shown.bind(*args, **kwargs)
+            given.apply_defaults()
+            return base(*given.args, **given.kwargs)
+
+        preset.__signature__ = shown  # type: ignore[attr-defined]
+        preset.__annotations__ = base.__annotations__
+        return preset
+
+    return name
+
+
+def _check_patch_size(patch_size: int, size: int) -> None:
+    if size % patch_size:
+        raise UserError(f"patch_size {patch_size}: must divide size {size}")
 
 
 def moco_v1_views(
-    size: int = 224,
-    num_views: int = 2,
-    min_scale: float = 0.2,
-    gray_p: float = 0.2,
-    brightness: float = 0.4,
-    contrast: float = 0.4,
-    saturation: float = 0.4,
-    hue: float = 0.4,
-    jitter_p: float = 1.0,
-    flip_p: float = 0.5,
+    size: Count = 224,
+    num_views: Count = 2,
+    min_scale: Share = 0.2,
+    gray_p: Probability = 0.2,
+    brightness: Strength = 0.4,
+    contrast: Strength = 0.4,
+    saturation: Strength = 0.4,
+    hue: Hue = 0.4,
+    jitter_p: Probability = 1.0,
+    flip_p: Probability = 0.5,
     interpolation: Interpolation = "bilinear",
 ) -> ViewPipeline:
-    """MoCo v1, arXiv 1911.05722: crop, grayscale, then jitter, flip. Arguments as in `contrastive_view`."""
+    """MoCo v1, arXiv 1911.05722: crop, grayscale, then jitter, flip."""
     transforms = (
         Grayscale(gray_p),
         ColorJitter(brightness, contrast, saturation, hue, jitter_p),
@@ -228,94 +92,248 @@ def moco_v1_views(
     return ViewPipeline([view] * num_views)
 
 
+@_variant(moco_v1_views, num_views=1)
+def npid_views() -> None:
+    """NPID, arXiv 1805.01978: one view like MoCo v1's."""
+
+
 def moco_v2_views(
-    size: int = 224,
-    num_views: int = 2,
-    min_scale: float = 0.2,
-    brightness: float = 0.4,
-    contrast: float = 0.4,
-    saturation: float = 0.4,
-    hue: float = 0.1,
-    jitter_p: float = 0.8,
-    gray_p: float = 0.2,
-    blur_p: float = 0.5,
-    min_sigma: float = 0.1,
-    max_sigma: float = 2.0,
-    solarize_p: float = 0.0,
-    flip_p: float = 0.5,
+    size: Count = 224,
+    num_views: Count = 2,
+    min_scale: Share = 0.2,
+    brightness: Strength = 0.4,
+    contrast: Strength = 0.4,
+    saturation: Strength = 0.4,
+    hue: Hue = 0.1,
+    jitter_p: Probability = 0.8,
+    gray_p: Probability = 0.2,
+    blur_p: Probability = 0.5,
+    min_sigma: Sigma = 0.1,
+    max_sigma: Sigma = 2.0,
+    solarize_p: Probability = 0.0,
+    flip_p: Probability = 0.5,
     interpolation: Interpolation = "bilinear",
 ) -> ViewPipeline:
-    """MoCo v2, arXiv 2003.04297: MoCo v1's with weaker hue, jitter not always, and blur."""
-    view = contrastive_view(
-        size,
-        min_scale,
-        brightness,
-        contrast,
-        saturation,
-        hue,
-        jitter_p,
-        gray_p,
-        blur_p,
-        min_sigma,
-        max_sigma,
-        solarize_p,
-        flip_p,
-        interpolation,
+    """MoCo v2, arXiv 2003.04297: MoCo v1's with weaker hue, jitter not always, and blur; DenseCL and SimSiam too."""
+    transforms = (
+        HorizontalFlip(flip_p),
+        ColorJitter(brightness, contrast, saturation, hue, jitter_p),
+        Grayscale(gray_p),
+        GaussianBlur(blur_p, (min_sigma, max_sigma)),
+        Solarize(solarize_p),
     )
+    view = View(size, RandomResizedCrop((min_scale, 1.0)), transforms, interpolation)
     return ViewPipeline([view] * num_views)
 
 
-def simclr_views(
-    size: int = 224,
-    num_views: int = 2,
-    min_scale: float = 0.08,
-    brightness: float = 0.8,
-    contrast: float = 0.8,
-    saturation: float = 0.8,
-    hue: float = 0.2,
-    jitter_p: float = 0.8,
-    gray_p: float = 0.2,
-    blur_p: float = 0.5,
-    min_sigma: float = 0.1,
-    max_sigma: float = 2.0,
-    solarize_p: float = 0.0,
-    flip_p: float = 0.5,
-    interpolation: Interpolation = "bilinear",
-) -> ViewPipeline:
+@_variant(moco_v2_views, min_scale=0.08, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
+def simclr_views() -> None:
     """SimCLR, arXiv 2002.05709, appendix A: smaller crops and twice MoCo v2's jitter."""
-    view = contrastive_view(
-        size,
-        min_scale,
-        brightness,
-        contrast,
-        saturation,
-        hue,
-        jitter_p,
-        gray_p,
-        blur_p,
-        min_sigma,
-        max_sigma,
-        solarize_p,
-        flip_p,
-        interpolation,
+
+
+def swav_views(
+    size: Count = 224,
+    small_size: Count = 96,
+    num_views: Count = 2,
+    num_small: Annotated[int, Field(ge=0)] = 6,
+    min_scale: Share = 0.14,
+    small_min_scale: Share = 0.05,
+    small_max_scale: Share = 0.14,
+    brightness: Strength = 0.8,
+    contrast: Strength = 0.8,
+    saturation: Strength = 0.8,
+    hue: Hue = 0.2,
+    jitter_p: Probability = 0.8,
+    gray_p: Probability = 0.2,
+    blur_p: Probability = 0.5,
+    min_sigma: Sigma = 0.1,
+    max_sigma: Sigma = 2.0,
+    solarize_p: Probability = 0.0,
+    flip_p: Probability = 0.5,
+    interpolation: Interpolation = "bilinear",
+) -> ViewPipeline:
+    """SwAV, arXiv 2006.09882, section 3.2 (multi-crop): the large views first, then `num_small` of small parts."""
+    transforms = (
+        HorizontalFlip(flip_p),
+        ColorJitter(brightness, contrast, saturation, hue, jitter_p),
+        Grayscale(gray_p),
+        GaussianBlur(blur_p, (min_sigma, max_sigma)),
+        Solarize(solarize_p),
     )
+    large = View(size, RandomResizedCrop((min_scale, 1.0)), transforms, interpolation)
+    small = View(small_size, RandomResizedCrop((small_min_scale, small_max_scale)), transforms, interpolation)
+    return ViewPipeline([large] * num_views + [small] * num_small)
+
+
+def byol_views(
+    size: Count = 224,
+    min_scale: Share = 0.08,
+    brightness: Strength = 0.4,
+    contrast: Strength = 0.4,
+    saturation: Strength = 0.2,
+    hue: Hue = 0.1,
+    jitter_p: Probability = 0.8,
+    gray_p: Probability = 0.2,
+    blur_p: Probability = 1.0,
+    second_blur_p: Probability = 0.1,
+    min_sigma: Sigma = 0.1,
+    max_sigma: Sigma = 2.0,
+    solarize_p: Probability = 0.0,
+    second_solarize_p: Probability = 0.2,
+    flip_p: Probability = 0.5,
+    interpolation: Interpolation = "bicubic",
+) -> ViewPipeline:
+    """BYOL, arXiv 2006.07733, appendix B: the first view always blurred, the second rarely but sometimes solarized."""
+    jitter = ColorJitter(brightness, contrast, saturation, hue, jitter_p)
+    views = []
+    for blur, solarize in ((blur_p, solarize_p), (second_blur_p, second_solarize_p)):
+        transforms = (
+            HorizontalFlip(flip_p),
+            jitter,
+            Grayscale(gray_p),
+            GaussianBlur(blur, (min_sigma, max_sigma)),
+            Solarize(solarize),
+        )
+        views.append(View(size, RandomResizedCrop((min_scale, 1.0)), transforms, interpolation))
+    return ViewPipeline(views)
+
+
+@_variant(byol_views)
+def barlow_twins_views() -> None:
+    """Barlow Twins, arXiv 2103.03230, section 3: BYOL's views."""
+
+
+@_variant(byol_views, interpolation="bilinear")
+def moco_v3_views() -> None:
+    """MoCo v3, arXiv 2104.02057: BYOL's views; its ResNet-50 recipe has min_scale 0.2."""
+
+
+def deepcluster_views(
+    size: Count = 224,
+    num_views: Count = 1,
+    min_scale: Share = 0.08,
+    flip_p: Probability = 0.5,
+    degrees: Annotated[float, Field(ge=0, le=180)] = 2.0,
+    brightness: Strength = 0.4,
+    contrast: Strength = 0.4,
+    saturation: Strength = 1.0,
+    hue: Hue = 0.5,
+    jitter_p: Probability = 1.0,
+    gray_p: Probability = 0.2,
+    interpolation: Interpolation = "bilinear",
+) -> ViewPipeline:
+    """DeepCluster, arXiv 1807.05520, as MMSelfSup trains it: crop, flip, a slight rotation, strong jitter, grayscale.
+
+    The authors' own code crops and flips only: degrees 0, jitter_p 0, gray_p 0.
+    """
+    transforms = (
+        HorizontalFlip(flip_p),
+        Rotation(degrees),
+        ColorJitter(brightness, contrast, saturation, hue, jitter_p),
+        Grayscale(gray_p),
+    )
+    view = View(size, RandomResizedCrop((min_scale, 1.0)), transforms, interpolation)
     return ViewPipeline([view] * num_views)
+
+
+@_variant(deepcluster_views)
+def odc_views() -> None:
+    """ODC, arXiv 2006.10645, as OpenSelfSup, its official code, trains it: DeepCluster's view."""
+
+
+def rotation_views(
+    size: Count = 224,
+    min_scale: Share = 0.08,
+    flip_p: Probability = 0.5,
+    interpolation: Interpolation = "bilinear",
+) -> ViewPipeline:
+    """RotationPred, arXiv 1803.07728: one view, crop and flip only; the algorithm turns it by 0, 90, 180 and 270."""
+    return ViewPipeline(
+        [View(size, RandomResizedCrop((min_scale, 1.0)), (HorizontalFlip(flip_p),), interpolation)]
+    )
+
+
+def relative_loc_views(
+    size: Count = 255,
+    patch_size: Count = 64,
+    gap: Annotated[int, Field(ge=0)] = 0,
+    crop_fraction: Share = 255 / 292,
+    gray_p: Probability = 0.66,
+    drop_p: Probability = 0.0,
+    interpolation: Interpolation = "bilinear",
+) -> ViewPipeline:
+    """RelativeLoc, arXiv 1505.05192: nine patches of one crop, the centre first, then its eight neighbours.
+
+    The crop, `crop_fraction` of the image's short side and resampled to `size` pixels, is divided into 3 x 3 cells; a
+    patch of patch_size pixels lies anywhere in its cell. Neighbours come down the first column, the second, the third,
+    as MMSelfSup numbers its labels 0..7. gap: at least so many pixels lie between two patches, so that no edge runs on
+    from one to the next. gray_p: of the whole crop becoming gray; drop_p: of a patch keeping one colour only. Both hide
+    chromatic aberration, which would tell where in the picture a patch lies (section 3.1).
+    """
+    canvas = View(size, RandomSquare(crop_fraction), (Grayscale(gray_p),), interpolation)
+    return ViewPipeline([PatchGrid(canvas, patch_size, gap, (ColorDropping(drop_p),))], eval_size=size)
 
 
 def mae_views(
-    size: int = 224,
-    patch_size: int = 16,
-    min_scale: float = 0.2,
-    flip_p: float = 0.5,
+    size: Count = 224,
+    patch_size: Count = 16,
+    min_scale: Share = 0.2,
+    flip_p: Probability = 0.5,
     interpolation: Interpolation = "bicubic",
 ) -> ViewPipeline:
     """MAE, arXiv 2111.06377: one view, crop and flip only, and the column `mask_noise` (L,) with a number per patch."""
+    _check_patch_size(patch_size, size)
     view = View(size, RandomResizedCrop((min_scale, 1.0)), (HorizontalFlip(flip_p),), interpolation)
     return ViewPipeline([view], {"mask_noise": UniformNoise((size // patch_size) ** 2)})
 
 
+def simmim_views(
+    size: Count = 192,
+    patch_size: Count = 4,
+    mask_patch_size: Count = 32,
+    mask_ratio: Share = 0.6,
+    min_scale: Share = 0.67,
+    flip_p: Probability = 0.5,
+    interpolation: Interpolation = "bilinear",
+) -> ViewPipeline:
+    """SimMIM, arXiv 2111.09886: one view, crop and flip only, and the column `mask` (L, L) uint8, 1 = hidden.
+
+    L is size / patch_size. The mask hides ceil(mask_ratio * count) of the squares of mask_patch_size pixels.
+    """
+    if size % mask_patch_size or mask_patch_size % patch_size:
+        raise UserError(
+            f"mask_patch_size {mask_patch_size}: must divide size {size} and be a multiple of patch_size {patch_size}"
+        )
+    view = View(size, RandomResizedCrop((min_scale, 1.0)), (HorizontalFlip(flip_p),), interpolation)
+    mask = RandomCellMask(size // mask_patch_size, mask_patch_size // patch_size, mask_ratio)
+    return ViewPipeline([view], {"mask": mask})
+
+
+def cae_views(
+    size: Count = 224,
+    token_size: Count = 112,
+    patch_size: Count = 16,
+    num_masked: Count = 75,
+    min_masked: Count = 16,
+    min_aspect: Share = 0.3,
+    min_scale: Share = 0.08,
+    flip_p: Probability = 0.5,
+    interpolation: Interpolation = "bicubic",
+    token_interpolation: Interpolation = "lanczos",
+) -> ViewPipeline:
+    """CAE, arXiv 2202.03026: one crop at two sizes and the column `mask` (L, L) uint8, 1 = hidden.
+
+    view_0 is what the encoder sees, view_1, of token_size pixels, what the tokeniser sees. L is size / patch_size;
+    exactly num_masked patches are hidden, in blocks of min_masked patches and more.
+    """
+    _check_patch_size(patch_size, size)
+    cut, flip = RandomResizedCrop((min_scale, 1.0)), (HorizontalFlip(flip_p),)
+    crop = SameCrop((View(size, cut, flip, interpolation), View(token_size, cut, flip, token_interpolation)))
+    return ViewPipeline([crop], {"mask": BlockMask(size // patch_size, num_masked, min_masked, min_aspect)})
+
+
 def plain_views(
-    size: int = 224, crop_fraction: float = 0.875, interpolation: Interpolation = "bilinear"
+    size: Count = 224, crop_fraction: Share = 0.875, interpolation: Interpolation = "bilinear"
 ) -> ViewPipeline:
     """One view with nothing random: the central square, 0.875 of the short side; for features and evaluation."""
     return ViewPipeline([View(size, CenterCrop(crop_fraction), (), interpolation)])

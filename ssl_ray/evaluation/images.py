@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_ray import distributed
+from ssl_ray.data.pipeline import make_batch
 from ssl_ray.data.plan import Permutation
 from ssl_ray.data.source import Source
-from ssl_ray.data.views import make_batch, plain_views
+from ssl_ray.data.views import plain_views
 
 _KEEP_BYTES = (
     4 << 30

@@ -10,15 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ssl_ray.data.batches import Batches
+from ssl_ray.data.blocks import StreamConfig, block_steps, make_block
 from ssl_ray.data.plan import Plan
 from ssl_ray.data.source import DatasetInfo, open_dataset
-from ssl_ray.data.stream import (
-    Batches,
-    StreamConfig,
-    block_steps,
-    make_block,
-    start_dealer,
-)
+from ssl_ray.data.stream import start_dealer
 from ssl_ray.data.views import moco_v2_views
 from ssl_ray.errors import UserError
 

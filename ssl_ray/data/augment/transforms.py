@@ -7,8 +7,9 @@ import numpy as np
 
 from ssl_ray.data.augment.color import color_jitter, solarize, to_grayscale
 from ssl_ray.data.augment.filters import gaussian_blur
-from ssl_ray.data.augment.geometry import horizontal_flip
+from ssl_ray.data.augment.geometry import horizontal_flip, rotate
 from ssl_ray.data.random import Draws
+from ssl_ray.errors import UserError
 
 
 class Transform(Protocol):
@@ -21,11 +22,19 @@ class Transform(Protocol):
         """Changes the view in place."""
 
 
+def _check_probability(p: float) -> None:
+    if not 0 <= p <= 1:
+        raise UserError(f"probability {p:g}: must be from 0 to 1")
+
+
 @dataclass(frozen=True)
 class HorizontalFlip:
     """Mirrors with probability p."""
 
     p: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_probability(self.p)
 
     def draw(self, draws: Draws) -> bool | None:
         """See `Transform`."""
@@ -59,6 +68,14 @@ class ColorJitter:
     hue: float = 0.1
     p: float = 1.0
 
+    def __post_init__(self) -> None:
+        _check_probability(self.p)
+        for name in ("brightness", "contrast", "saturation"):
+            if (strength := getattr(self, name)) < 0:
+                raise UserError(f"{name} {strength:g}: the strength of a jitter must not be negative")
+        if not 0 <= self.hue <= 0.5:
+            raise UserError(f"hue {self.hue:g}: must be from 0 to 0.5 turns")
+
     def draw(self, draws: Draws) -> Jitter | None:
         """See `Transform`."""
         applied = draws.bernoulli(self.p)
@@ -79,6 +96,9 @@ class Grayscale:
 
     p: float = 0.2
 
+    def __post_init__(self) -> None:
+        _check_probability(self.p)
+
     def draw(self, draws: Draws) -> bool | None:
         """See `Transform`."""
         return draws.bernoulli(self.p) or None
@@ -94,6 +114,13 @@ class GaussianBlur:
 
     p: float = 0.5
     sigma: tuple[float, float] = (0.1, 2.0)
+
+    def __post_init__(self) -> None:
+        _check_probability(self.p)
+        if not 0 < self.sigma[0] <= self.sigma[1]:
+            raise UserError(
+                f"sigma {self.sigma[0]:g} to {self.sigma[1]:g} of a blur: above 0, the smaller first"
+            )
 
     def draw(self, draws: Draws) -> float | None:
         """See `Transform`."""
@@ -112,6 +139,9 @@ class Solarize:
     p: float = 0.2
     threshold: int = 128
 
+    def __post_init__(self) -> None:
+        _check_probability(self.p)
+
     def draw(self, draws: Draws) -> bool | None:
         """See `Transform`."""
         return draws.bernoulli(self.p) or None
@@ -119,3 +149,57 @@ class Solarize:
     def apply(self, view: np.ndarray, params: bool) -> None:
         """See `Transform`."""
         solarize(view, self.threshold, view)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Turns by an angle between -degrees and degrees, uniform; the corners that come in are black."""
+
+    degrees: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.degrees <= 180:
+            raise UserError(f"degrees {self.degrees:g} of a rotation: must be from 0 to 180")
+
+    def draw(self, draws: Draws) -> float | None:
+        """See `Transform`."""
+        return draws.uniform(-self.degrees, self.degrees) or None
+
+    def apply(self, view: np.ndarray, params: float) -> None:
+        """See `Transform`."""
+        rotate(view, params, view)
+
+
+class Dropping(NamedTuple):
+    """Which channel stays, and the seed of the noise in the other two."""
+
+    kept: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class ColorDropping:
+    """With probability p one colour channel stays; the others become faint noise about their means.
+
+    Doersch et al., arXiv 1505.05192, section 3.1: the noise has a hundredth of the standard deviation of the channel
+    that stays.
+    """
+
+    p: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_probability(self.p)
+
+    def draw(self, draws: Draws) -> Dropping | None:
+        """See `Transform`."""
+        applied = draws.bernoulli(self.p)
+        params = Dropping(draws.integers(0, 3), draws.integers(0, 1 << 32))
+        return params if applied else None
+
+    def apply(self, view: np.ndarray, params: Dropping) -> None:
+        """See `Transform`."""
+        rng = np.random.Generator(np.random.Philox(params.seed))
+        deviation = view[:, :, params.kept].std() / 100
+        for channel in {0, 1, 2} - {params.kept}:
+            noise = rng.normal(view[:, :, channel].mean(), deviation, view.shape[:2])
+            view[:, :, channel] = np.clip(np.rint(noise), 0, 255)

@@ -1,0 +1,89 @@
+"""Blocks of the stream: a rank's rows of some steps, made from the plan without Ray and without torch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ssl_ray.data.pipeline import ViewPipeline, make_batch
+from ssl_ray.data.plan import Plan
+from ssl_ray.data.source import Source
+
+MAX_SUBSTITUTES = 32
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """What a data task needs to make any block of a run.
+
+    max_broken: share of the data set's samples that may turn out unreadable before the run stops.
+    """
+
+    source: Source
+    pipeline: ViewPipeline
+    plan: Plan
+    total_steps: int
+    max_broken: float = 0.01
+
+    def step_bytes(self, world_size: int) -> int:
+        """Bytes of one rank's rows of one step."""
+        sample = sum(
+            int(np.prod(c.shape)) * np.dtype(c.dtype).itemsize for c in self.pipeline.columns.values()
+        )
+        return sample * (self.plan.global_batch_size // world_size)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A sample that could not be read, and why."""
+
+    index: int
+    path: str
+    reason: str
+
+
+def block_steps(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cuts steps start..stop-1 into blocks (first step, number of steps) of 1, 2, 4, ... `most` steps.
+
+    Short blocks first: the first batch should not wait for a whole block's worth of augmentation.
+    """
+    size, first = 1, start
+    while first < stop:
+        count = min(size, most, stop - first)
+        yield first, count
+        size *= 2
+        first += count
+
+
+def make_block(config: StreamConfig, first_step: int, num_steps: int, rank: int, world_size: int) -> Any:
+    """The views of a rank's rows of some steps, in order. Returns (columns, list of `Broken`).
+
+    A sample that cannot be read is replaced by the plan's substitute for it; its `index` column names the substitute.
+    """
+    plan, source, pipeline = config.plan, config.source, config.pipeline
+    parts, broken = [], []
+    for step in range(first_step, first_step + num_steps):
+        epoch = plan.epoch(step)
+        indices = plan.indices(step, rank, world_size)
+        columns, failures = make_batch(pipeline, source.read(indices), indices, plan.seed, epoch)
+        for row, reason in failures:
+            original = int(indices[row])
+            broken.append(Broken(original, source.path(original), reason))
+            for attempt in range(MAX_SUBSTITUTES):
+                index = np.array([plan.substitute(epoch, original, attempt)])
+                substitute, failed = make_batch(pipeline, source.read(index), index, plan.seed, epoch)
+                if not failed:
+                    for name, values in substitute.items():
+                        columns[name][row] = values[0]
+                    break
+                broken.append(Broken(int(index[0]), source.path(int(index[0])), failed[0][1]))
+            else:
+                raise RuntimeError(
+                    f"{MAX_SUBSTITUTES} samples in a row could not be read, the last {broken[-1].path}: "
+                    f"{broken[-1].reason}"
+                )
+        parts.append(columns)
+    if num_steps == 1:
+        return parts[0], broken
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}, broken
