@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A process per CPU, each with one thread; tests of one file, and all tests of Ray, stay in one process, in order.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test test-fast lint format types check bench clean help
 
@@ -23,10 +25,10 @@ demo: $(INSTALLED)  ## pretrain MoCo on 7,000 real images and judge it, no downl
 	@$(BIN)/ssl-ray pretrain moco
 
 test: $(INSTALLED)  ## all tests, real Ray and real MLflow included
-	@$(BIN)/python -m pytest -q
+	@$(PYTEST)
 
 test-fast: $(INSTALLED)  ## tests that need neither Ray nor a server
-	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	@$(PYTEST) -m "not slow and not gpu"
 
 lint: $(INSTALLED)  ## ruff: rules and format
 	@$(BIN)/ruff check .

@@ -8,6 +8,17 @@ from collections.abc import Iterator
 import pytest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of Ray come first and stay together: they take longest, and two clusters would fight for the machine."""
+    for item in items:
+        if {"ray_cluster", "two_cpus"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.ray)
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Ray in this session: 4 logical CPUs, no dashboard."""
@@ -31,8 +42,8 @@ cluster.shutdown()
 
 
 @pytest.fixture(scope="session")
-def two_cpus() -> Iterator[str]:
-    """Address of a cluster of 2 logical CPUs, whatever the machine has; it asks for no token, and ends with us."""
+def two_cpus_process() -> Iterator["subprocess.Popen[str]"]:
+    """The process whose descendants are the cluster `two_cpus`; its first line of output was the address."""
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
         stdin=subprocess.PIPE,
@@ -40,8 +51,14 @@ def two_cpus() -> Iterator[str]:
         text=True,
         env=os.environ | {"RAY_AUTH_MODE": "disabled"},
     )
-    assert process.stdout is not None
-    address = process.stdout.readline().strip()
-    assert address, "Ray did not start"
-    yield address
+    yield process
     process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def two_cpus(two_cpus_process: "subprocess.Popen[str]") -> str:
+    """Address of a cluster of 2 logical CPUs, whatever the machine has; it asks for no token, and ends with us."""
+    assert two_cpus_process.stdout is not None
+    address = two_cpus_process.stdout.readline().strip()
+    assert address, "Ray did not start"
+    return address
