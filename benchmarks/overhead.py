@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from ssl_ray.console import Console
+from ssl_ray.data.blocks import StreamConfig, make_block
 from ssl_ray.data.plan import Plan
 from ssl_ray.data.source import Dataset, open_dataset
-from ssl_ray.data.stream import StreamConfig, make_block
 from ssl_ray.experiments import load_recipe
 from ssl_ray.models.base import Progress
 from ssl_ray.recipe import Recipe, overrides
@@ -123,15 +123,17 @@ def full(recipe: Recipe, dataset: Dataset, resources: Any, folder: str) -> tuple
     """Step times, seconds, and shares of them spent waiting for data, as the run itself reports them."""
     from ssl_ray.tracking import make_tracker, open_run, tracking_settings
     from ssl_ray.training.folder import RunFolder
-    from ssl_ray.training.run import run
+    from ssl_ray.training.run import run, start_stream
 
     name = f"overhead-{time.time_ns()}"
     tracked = open_run(tracking_settings(f"{folder}/{name}", uri=f"sqlite:///{folder}/mlflow.db"), name=name)
+    place = RunFolder.at(folder, name)
     with tracked, make_tracker(None):
         result = run(
             recipe,
             dataset,
-            RunFolder.at(folder, name),
+            start_stream(recipe, dataset, place, workers=1),
+            place,
             workers=1,
             resources=resources,
             tracking=tracked.target,

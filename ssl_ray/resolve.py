@@ -10,7 +10,9 @@ Arguments are known by their name, whoever takes them, so that a user's own algo
 | `img_size`     | `views.size` |
 | `patch_size`   | `algorithm.backbone.patch_size`; refused if it does not divide `views.size` |
 | `num_patches`  | (`views.size` / patch size) squared |
-| `neck.embed_dim`, else `neck.in_channels` | `feature_dim` of the backbone, which is built for this without memory |
+| `num_masked`   | `views.num_masked` |
+| `num_tokens`   | `algorithm.tokenizer.num_tokens` |
+| `neck.embed_dim`, else `neck.in_channels`, else `head.in_channels` | the backbone's `feature_dim` |
 """
 
 from collections.abc import Callable
@@ -43,6 +45,8 @@ class _Facts:
     global_batch_size: int
     view_size: int | None
     patch_size: int | None
+    num_masked: int | None
+    num_tokens: int | None
 
 
 def resolve(recipe: Recipe, info: "DatasetInfo") -> Resolved:
@@ -57,8 +61,9 @@ def resolve(recipe: Recipe, info: "DatasetInfo") -> Resolved:
         recipe = replace_at(recipe, "optimization.lr", optimization.base_lr * batch / 256)
         origins["optimization.lr"] = f"base_lr {optimization.base_lr:g} x {batch} / 256"
 
-    view_size, patch_size = _side(recipe, "views.size"), _side(recipe, "algorithm.backbone.patch_size")
-    facts = _Facts(info.num_samples, batch, view_size, patch_size)
+    view_size, patch_size = _int(recipe, "views.size"), _int(recipe, "algorithm.backbone.patch_size")
+    num_masked, num_tokens = _int(recipe, "views.num_masked"), _int(recipe, "algorithm.tokenizer.num_tokens")
+    facts = _Facts(info.num_samples, batch, view_size, patch_size, num_masked, num_tokens)
     for path, value in [*walk(recipe.algorithm, "algorithm"), *walk(recipe.views, "views")]:
         rule = _RULES.get(path.rpartition(".")[2])
         fitted, origin = rule(path, value, facts) if rule else (value, "")
@@ -70,10 +75,10 @@ def resolve(recipe: Recipe, info: "DatasetInfo") -> Resolved:
 
     feature_dim = _feature_dim(recipe)
     # A decoder of tokens calls their width embed_dim; its in_channels are those of the image.
-    has_tokens = _get(recipe, "algorithm.neck.embed_dim") is not None
-    path = "algorithm.neck.embed_dim" if has_tokens else "algorithm.neck.in_channels"
-    if feature_dim is not None and _get(recipe, path) not in (None, feature_dim):
-        recipe, origins[path] = replace_at(recipe, path, feature_dim), "what the backbone gives"
+    widths = ("algorithm.neck.embed_dim", "algorithm.neck.in_channels", "algorithm.head.in_channels")
+    its_width = next((path for path in widths if _get(recipe, path) is not None), None)
+    if feature_dim is not None and its_width is not None and _get(recipe, its_width) != feature_dim:
+        recipe, origins[its_width] = replace_at(recipe, its_width, feature_dim), "what the backbone gives"
 
     for section in ("algorithm", "views", "optimization.optimizer"):
         recipe = replace_at(recipe, section, _complete(_get(recipe, section), section))
@@ -165,6 +170,14 @@ def _num_patches(path: str, value: Any, facts: _Facts) -> tuple[Any, str]:
     return side * side, f"({facts.view_size} / {facts.patch_size}) squared"
 
 
+def _num_masked(path: str, value: Any, facts: _Facts) -> tuple[Any, str]:
+    return (value if facts.num_masked is None else facts.num_masked), "views.num_masked"
+
+
+def _num_tokens(path: str, value: Any, facts: _Facts) -> tuple[Any, str]:
+    return (value if facts.num_tokens is None else facts.num_tokens), "algorithm.tokenizer.num_tokens"
+
+
 _RULES: dict[str, Rule] = {
     "queue_size": _queue_size,
     "num_samples": _num_samples,
@@ -172,6 +185,8 @@ _RULES: dict[str, Rule] = {
     "img_size": _img_size,
     "patch_size": _patch_size,
     "num_patches": _num_patches,
+    "num_masked": _num_masked,
+    "num_tokens": _num_tokens,
 }
 
 
@@ -200,16 +215,16 @@ def _get(node: Any, path: str) -> Any:
 
 def _feature_dim(recipe: Recipe) -> int | None:
     """Width of the backbone's features, where it says so."""
-    import torch
+    from ssl_ray.models.meta import without_memory
 
     backbone = recipe.algorithm.kwargs.get("backbone")
     if not isinstance(backbone, Spec) or backbone.missing():
         return None
-    with torch.device("meta"):
+    with without_memory():
         width = getattr(backbone.build(), "feature_dim", None)
     return width if isinstance(width, int) else None
 
 
-def _side(recipe: Recipe, path: str) -> int | None:
+def _int(recipe: Recipe, path: str) -> int | None:
     value = _get(recipe, path)
     return value if isinstance(value, int) else None

@@ -22,6 +22,7 @@ TINY = [
     "--set=training.log_steps=5",
     "--set=training.checkpoint_minutes=null",
     "--set=algorithm.queue_size=256",
+    "--set=evaluation.max_samples=200",
 ]
 
 

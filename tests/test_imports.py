@@ -33,7 +33,7 @@ NEEDS = {
     "evaluation": {"errors", "distributed", "models", "data"},
 }
 PLACES = {
-    "ray": ("data/stream.py", "evaluation/features.py", "training/", "tuning/"),
+    "ray": ("data/batches.py", "data/stream.py", "evaluation/features.py", "training/", "tuning/"),
     "mlflow": ("tracking/",),
     "typer": ("cli/",),
     "rich": ("console.py",),

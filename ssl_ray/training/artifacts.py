@@ -67,7 +67,7 @@ def log_backbone(tracker: AnyTracker, recipe: Recipe, checkpoint_uri: str) -> No
         algorithm = recipe.algorithm.build()
         state = checkpoint.load(_fetched(checkpoint_uri, directory))
         algorithm.load_state_dict(state["algorithm"])
-    side = recipe.views.build().sizes[0]
+    side = recipe.views.build().eval_size
     encoder = Encoder(algorithm.backbone, algorithm.data_preprocessor)
     tracker.log_model(encoder, torch.zeros(2, 3, side, side), "backbone", step=state["next_step"])
 

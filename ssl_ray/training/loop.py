@@ -1,36 +1,34 @@
 """The training loop: what each Ray Train worker runs, top to bottom."""
 
-import contextlib
-import hashlib
 import inspect
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import ray.train
 import torch
 from ray.train.torch import get_device, prepare_model
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_ray import distributed
-from ssl_ray.console import TrainStatus
+from ssl_ray.data.batches import Batches
+from ssl_ray.data.pipeline import ViewPipeline
 from ssl_ray.data.plan import Plan
 from ssl_ray.data.source import Dataset
-from ssl_ray.data.stream import Batch, Batches
 from ssl_ray.errors import UserError
 from ssl_ray.evaluation.extract import TrainingSet
 from ssl_ray.evaluation.online import OnlineEvaluation
-from ssl_ray.models.base import BaseModel, Output, Progress
+from ssl_ray.models.base import BaseModel, Progress
 from ssl_ray.models.sync_batch_norm import synchronize_batch_norm
 from ssl_ray.recipe import Recipe
-from ssl_ray.tracking import TrackingTarget, make_tracker
+from ssl_ray.tracking import TrackingTarget
 from ssl_ray.training import checkpoint
-from ssl_ray.training.notices import Notices
 from ssl_ray.training.optim import build_optimizer, set_lr
+from ssl_ray.training.reporter import Reporter
 from ssl_ray.training.schedules import learning_rate
+from ssl_ray.training.step import step_seed, take_step
 
 # Buffers are queues, banks and BN statistics: every rank writes the same rows itself, so none is sent at each forward.
 # The argument has another name in older releases of torch.
@@ -50,7 +48,7 @@ class Job:
     """All a worker needs to know.
 
     recipe: resolved. total_steps: what schedules run over; stop_step: where the run ends, the same unless
-    max_steps says otherwise. dealer: handle of the stream's actor; events: a Ray queue that the driver reads.
+    max_steps says otherwise. dealer: handle of the stream's actor.
     """
 
     recipe: Recipe
@@ -59,7 +57,6 @@ class Job:
     total_steps: int
     stop_step: int
     dealer: Any
-    events: Any
     tracking: TrackingTarget | None
 
 
@@ -76,7 +73,7 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
     try:
         return train(job)
     except UserError as error:
-        ray.get(job.events.actor.put.remote(Fatal(str(error))))
+        ray.get(job.dealer.tell.remote(Fatal(str(error))))
         raise
 
 
@@ -110,22 +107,30 @@ def train(job: Job) -> dict[str, Any]:
     if rank == 0:
         ray.get(job.dealer.start.remote(step, world_size))
     distributed.barrier()
-    view_sizes = recipe.views.build().sizes
+    pipeline: ViewPipeline = recipe.views.build()
     batches = Batches(
         job.dealer,
         first_step=step,
         rank=rank,
         batch_size=job.plan.global_batch_size // world_size,
-        views=len(view_sizes),
+        views=len(pipeline.sizes),
         device=device,
         channels_last=training.channels_last,
     )
-    reporter = Reporter(job, rank, device, step)
+    reporter = Reporter(
+        job.dealer,
+        job.tracking,
+        rank=rank,
+        device=device,
+        first_step=step,
+        stop_step=job.stop_step,
+        images_per_step=job.plan.global_batch_size,
+    )
     low_precision = torch.bfloat16 if training.precision == "bf16" else None
     evaluate = OnlineEvaluation(
         job.dataset.train,
         job.dataset.val,
-        size=view_sizes[0],
+        size=pipeline.eval_size,
         k=recipe.evaluation.k,
         temperature=recipe.evaluation.temperature,
         max_samples=recipe.evaluation.max_samples,
@@ -133,9 +138,8 @@ def train(job: Job) -> dict[str, Any]:
         autocast=low_precision,
     )
     extract = TrainingSet(
-        job.dataset.train, algorithm, size=view_sizes[0], device=device, autocast=low_precision
+        job.dataset.train, algorithm, size=pipeline.eval_size, device=device, autocast=low_precision
     )
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
     skipped = 0  # steps in a row without a finite gradient
     last_save = time.monotonic()
 
@@ -144,7 +148,11 @@ def train(job: Job) -> dict[str, Any]:
         with reporter.paused():
             distributed.average_batch_norm_(algorithm)
             result = evaluate.run(algorithm)
-            if step == 0 and view_sizes[0] <= SMALL_IMAGE and (top1 := evaluate.raw_pixel_knn()) is not None:
+            if (
+                step == 0
+                and pipeline.eval_size <= SMALL_IMAGE
+                and (top1 := evaluate.raw_pixel_knn()) is not None
+            ):
                 result["baseline/raw_pixels_knn_top1"] = top1
         evaluations.append({"epoch": round(step / job.plan.steps_per_epoch, 2), "step": step, **result})
         # An untrained network's features may lie as close together as a collapsed one's.
@@ -160,42 +168,33 @@ def train(job: Job) -> dict[str, Any]:
         torch.manual_seed(step_seed(training.seed, step, rank))
         if step % job.plan.steps_per_epoch == 0:
             with reporter.paused():
-                algorithm.before_epoch(progress, extract)
+                for parameter in algorithm.before_epoch(progress, extract) or ():
+                    optimizer.state.pop(parameter, None)
         set_lr(optimizer, lr := learning_rate(optimization, progress), peak_lr=optimization.lr)
 
         batch = next(batches)
-        outputs = []
-        for i, (views, samples) in enumerate(micro_batches(batch, training.accumulate)):
-            last = i == training.accumulate - 1
-            with _no_sync(model, last):
-                with autocast(device, training.precision):
-                    output: Output = model(views, samples, mode="loss")
-                (output.loss / training.accumulate).backward()  # type: ignore[no-untyped-call]
-            outputs.append(output)
-        metrics, state = merge(outputs)
-
-        algorithm.before_step(progress)
-        gradients = [p.grad for p in trained if p.grad is not None]
-        # The same on all ranks: DDP has averaged the gradients, and one that is not finite spoils the average.
-        metrics["grad_norm"] = norm = nn.utils.get_total_norm(gradients)
-        if torch.isfinite(norm):
-            if optimization.clip_grad_norm is not None:
-                nn.utils.clip_grads_with_norm_(trained, optimization.clip_grad_norm, norm)
-            optimizer.step()
-            algorithm.after_step(state, progress)
-            skipped = 0
-        else:
-            skipped += 1
+        metrics, taken = take_step(
+            algorithm,
+            model,
+            optimizer,
+            batch.views,
+            batch.samples,
+            progress,
+            accumulate=training.accumulate,
+            precision=training.precision,
+            clip_grad_norm=optimization.clip_grad_norm,
+        )
+        skipped = 0 if taken else skipped + 1
+        if not taken:
             reporter.send(
                 f"step {step + 1}: the gradient is not finite (loss {metrics['loss']:.4g}); step skipped"
             )
-            if skipped >= training.max_nonfinite_steps:
-                raise UserError(
-                    f"the gradient is not finite since step {step + 2 - skipped} ({skipped} steps in a row); lower "
-                    "optimization.base_lr, lengthen optimization.warmup_epochs or set optimization.clip_grad_norm, "
-                    "and start again; the last checkpoint is from before"
-                )
-        optimizer.zero_grad(set_to_none=True)
+        if skipped >= training.max_nonfinite_steps:
+            raise UserError(
+                f"the gradient is not finite since step {step + 2 - skipped} ({skipped} steps in a row); lower "
+                "optimization.base_lr, lengthen optimization.warmup_epochs or set optimization.clip_grad_norm, "
+                "and start again; the last checkpoint is from before"
+            )
         step += 1
 
         at_end = step == job.stop_step
@@ -230,44 +229,8 @@ def train(job: Job) -> dict[str, Any]:
         if stop:
             break
 
-    reporter.close(step)
+    reporter.close(step, ray.get(job.dealer.count_broken.remote()))
     return {"steps": step, "evaluations": evaluations, "images_per_second": reporter.images_per_second}
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of torch's generators for one step of one rank: what a loss draws depends on its position alone."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
-def micro_batches(batch: Batch, count: int) -> Iterator[tuple[list[Tensor], dict[str, Tensor]]]:
-    """Cuts a batch into `count` runs of rows."""
-    views = zip(*(view.chunk(count) for view in batch.views), strict=True)
-    columns = {name: column.chunk(count) for name, column in batch.samples.items()}
-    for i, part in enumerate(views):
-        yield list(part), {name: chunks[i] for name, chunks in columns.items()}
-
-
-def merge(outputs: list[Output]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Micro-batches of one step: metrics (the loss among them) averaged, state joined along the batch."""
-    metrics = {"loss": torch.stack([o.loss.detach() for o in outputs]).mean()}
-    for name in outputs[0].metrics:
-        metrics[name] = torch.stack([o.metrics[name] for o in outputs]).mean()
-    if len(outputs) == 1:
-        return metrics, outputs[0].state
-    return metrics, {name: torch.cat([o.state[name] for o in outputs]) for name in outputs[0].state}
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """bf16 autocast, or nothing."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def _no_sync(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
-    """Only the last micro-batch of a step exchanges gradients."""
-    if last or not isinstance(model, nn.parallel.DistributedDataParallel):
-        return contextlib.nullcontext()
-    return model.no_sync()
 
 
 def save_checkpoint(rank: int, **contents: Any) -> None:
@@ -279,96 +242,6 @@ def save_checkpoint(rank: int, **contents: Any) -> None:
     with tempfile.TemporaryDirectory() as directory:
         checkpoint.save(directory, **contents)
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
-
-
-class Reporter:
-    """Rank 0's voice: metrics to MLflow, status and notes to the driver's console. Silent on other ranks.
-
-    images_per_second: of all steps so far, without the time that `paused` took out.
-    """
-
-    def __init__(self, job: Job, rank: int, device: torch.device, first_step: int) -> None:
-        self.job, self.rank, self.device = job, rank, device
-        self.tracker = make_tracker(job.tracking if rank == 0 else None)
-        self.images_per_second = 0.0
-        self.first_step = self.logged_step = first_step
-        self.seconds = 0.0
-        self.waited = 0.0
-        self.clock = time.perf_counter()
-        self.broken: set[str] = set()
-        if rank == 0:
-            Notices(self.send).attach()  # this process's own stderr is a worker's log file
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time spent in here counts for no step."""
-        started = time.perf_counter()
-        yield
-        self.clock += time.perf_counter() - started
-
-    def step(self, progress: Progress, metrics: dict[str, Tensor], lr: float, waited: float) -> None:
-        """Logs a step. A collective: metrics are means over ranks."""
-        names = sorted(metrics)
-        values = distributed.mean(torch.stack([metrics[name].float() for name in names])).tolist()
-        now = time.perf_counter()
-        done = progress.step + 1
-        steps, seconds = done - self.logged_step, now - self.clock
-        data_wait = (waited - self.waited) / seconds
-        images = self.job.plan.global_batch_size
-        self.logged_step, self.waited, self.clock = done, waited, now
-        self.seconds += seconds
-        self.images_per_second = (done - self.first_step) * images / self.seconds
-        if self.rank != 0:
-            return
-        named = dict(zip(names, values, strict=True))
-        record = {f"train/{name}": value for name, value in named.items()}
-        record |= {
-            "train/lr": lr,
-            "perf/images_per_second": steps * images / seconds,
-            "perf/step_time": seconds / steps,
-            "perf/data_wait": data_wait,
-        }
-        if self.device.type == "cuda":
-            record["sys/gpu_mem_gb"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        self.tracker.log(record, step=done)
-        self.send(
-            TrainStatus(
-                step=done,
-                total_steps=self.job.stop_step,
-                epoch=progress.epoch + 1,
-                total_epochs=progress.total_epochs,
-                loss=named["loss"],
-                lr=lr,
-                images_per_second=steps * images / seconds,
-                data_wait=data_wait,
-                eta=(self.job.stop_step - done) * seconds / steps,
-            )
-        )
-
-    def evaluation(self, result: dict[str, float], warning: str | None, broken: dict[str, str]) -> None:
-        """Logs an online evaluation, and what it could not read."""
-        if self.rank != 0:
-            return
-        metrics = {name: value for name, value in result.items() if "/" in name}
-        self.tracker.log(metrics, step=int(result["step"]))
-        self.send(result)
-        if warning is not None:
-            self.send(warning)
-        for path in broken.keys() - self.broken:
-            self.send(f"{path}: {broken[path]}; left out of the evaluation")
-        self.broken |= broken.keys()
-
-    def send(self, event: Any) -> None:
-        """To the driver, from rank 0; not waited for."""
-        if self.rank == 0:
-            self.job.events.actor.put_nowait.remote(event)
-
-    def close(self, step: int) -> None:
-        """Logs what is known at the end, and delivers what is left."""
-        if self.rank == 0:
-            broken: int = ray.get(self.job.dealer.count_broken.remote())
-            self.tracker.log({"data/broken_images": broken}, step=step)
-        self.tracker.close()
 
 
 def _quiet_ray_train() -> None:

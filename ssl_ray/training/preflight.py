@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch._subclasses import FakeTensorMode
 
-from ssl_ray.data.views import ViewPipeline
+from ssl_ray.data.pipeline import ViewPipeline
 from ssl_ray.errors import UserError
 from ssl_ray.models.base import BaseModel
+from ssl_ray.models.meta import without_memory
 from ssl_ray.recipe import Recipe
 from ssl_ray.training.optim import build_optimizer
 
@@ -32,7 +33,7 @@ def preflight(recipe: Recipe) -> None:
     _judge("views", lambda: _views_of_blank(pipeline))
     logging.getLogger(FakeTensorMode.__module__).setLevel(logging.CRITICAL)  # we say it ourselves
     try:
-        with torch.device("meta"):
+        with without_memory():
             algorithm = _build(recipe)
         # Unlike the meta device's these tensors say that they are on a CPU, which autocast wants to hear.
         with FakeTensorMode(allow_non_fake_inputs=True):

@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -72,15 +73,21 @@ def _pretrain(request: Request, console: Console) -> dict[str, Any]:
     settings = _tracking(folder, record)
     if "summary" in record and recipe == folder.recipe():
         return _nothing_to_do(request, console, settings, record)
-    preflight(recipe)
-
-    preparing = prepare(settings)  # MLflow's first use of a store takes seconds: while Ray starts
     from ssl_ray.training import cluster
-    from ssl_ray.training.run import run
+    from ssl_ray.training.run import run, start_stream
 
-    cluster.connect(request.address, verbose=request.verbose, python_path=record["python_path"])
+    with ThreadPoolExecutor(1) as pool:  # the recipe's trial without memory and Ray's start take seconds each
+        trial = pool.submit(preflight, recipe)
+        try:
+            cluster.connect(request.address, verbose=request.verbose, python_path=record["python_path"])
+        except UserError:
+            trial.result()  # of two mistakes the recipe's comes first
+            raise
     try:
+        trial.result()
+        preparing = prepare(settings)  # so does MLflow's first use of a store: while the stream starts
         resources = cluster.fit_workers(workers, request.cpus_per_worker, request.gpus_per_worker)
+        stream = start_stream(recipe, dataset, folder, workers)
         preparing.join()
         info = dataset.train.info
         tracked = open_run(
@@ -107,6 +114,7 @@ def _pretrain(request: Request, console: Console) -> dict[str, Any]:
                 result = run(
                     recipe,
                     dataset,
+                    stream,
                     folder,
                     workers=workers,
                     resources=resources,

@@ -13,12 +13,12 @@ from typing import Any
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.queue import Empty, Queue
 
 from ssl_ray.console import Console, TrainStatus
+from ssl_ray.data.blocks import Broken, StreamConfig
 from ssl_ray.data.plan import Plan
 from ssl_ray.data.source import Dataset
-from ssl_ray.data.stream import StreamConfig, start_dealer
+from ssl_ray.data.stream import start_dealer
 from ssl_ray.errors import UserError
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import TrackingTarget
@@ -50,9 +50,43 @@ class RunResult:
     broken: int = 0
 
 
+@dataclass(frozen=True)
+class Stream:
+    """A stream that has begun. total_steps: what schedules run over; stop_step: where this run ends."""
+
+    dealer: Any
+    plan: Plan
+    total_steps: int
+    stop_step: int
+
+
+def start_stream(recipe: Recipe, dataset: Dataset, folder: RunFolder, workers: int) -> Stream:
+    """Starts the dealer of a resolved recipe on a connected cluster.
+
+    The pipe fills while MLflow opens and the workers start. A run that continues learns its step from the checkpoint
+    first.
+    """
+    plan = Plan(dataset.train.info.num_samples, recipe.training.global_batch_size, recipe.training.seed)
+    total_steps = plan.total_steps(recipe.training.epochs)
+    stop_step = min(total_steps, recipe.training.max_steps or total_steps)
+    dealer = start_dealer(
+        StreamConfig(
+            dataset.train,
+            recipe.views.build(),
+            plan,
+            total_steps=stop_step,
+            max_broken=recipe.data.max_broken,
+        )
+    )
+    if folder.latest_checkpoint() is None:
+        ray.get(dealer.start.remote(0, workers))
+    return Stream(dealer, plan, total_steps, stop_step)
+
+
 def run(
     recipe: Recipe,
     dataset: Dataset,
+    stream: Stream,
     folder: RunFolder,
     *,
     workers: int,
@@ -67,21 +101,12 @@ def run(
     Shows progress while it runs. One Ctrl-C ends the run with a checkpoint at its next look, a second one at once.
     Raises UserError when the run cannot go on for a reason that starting it again would not mend.
     """
-    plan = Plan(dataset.train.info.num_samples, recipe.training.global_batch_size, recipe.training.seed)
-    total_steps = plan.total_steps(recipe.training.epochs)
-    stop_step = min(total_steps, recipe.training.max_steps or total_steps)
-    stream = StreamConfig(
-        dataset.train, recipe.views.build(), plan, total_steps=stop_step, max_broken=recipe.data.max_broken
-    )
-    dealer = start_dealer(stream)
-    if folder.latest_checkpoint() is None:
-        # The pipe fills while the workers start. A run that continues learns its step from the checkpoint first.
-        ray.get(dealer.start.remote(0, workers))
-    events = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={
-            "job": Job(recipe, dataset, plan, total_steps, stop_step, dealer, events, tracking)
+            "job": Job(
+                recipe, dataset, stream.plan, stream.total_steps, stream.stop_step, stream.dealer, tracking
+            )
         },
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
@@ -99,10 +124,10 @@ def run(
     result = RunResult("finished")
     started = time.monotonic()
     waiting_said = False
-    with console.progress(stop_step, recipe.name) as progress:
+    with console.progress(stream.stop_step, recipe.name) as progress:
         while True:
             try:
-                for event in _events(events, fit):
+                for event in _events(stream.dealer, fit):
                     if isinstance(event, Fatal):
                         raise UserError(event.message)
                     if isinstance(event, TrainStatus):
@@ -112,9 +137,11 @@ def run(
                         progress.update(event)
                     elif isinstance(event, dict):
                         progress.note(describe_evaluation(event))
+                    elif isinstance(event, Broken):
+                        result.broken += 1
+                        console.warn(f"{event.path}: {event.reason}; another sample took its place")
                     elif event is not None:
                         console.warn(event)
-                    _say_broken(dealer, result, console)
                     if not (waiting_said or result.history) and time.monotonic() - started > PATIENCE_S:
                         waiting_said = True
                         console.warn(
@@ -128,21 +155,14 @@ def run(
                     break
                 result.status = "stopped"
                 progress.note("stopping at the next look, with a checkpoint; Ctrl-C again stops at once")
-                dealer.request_stop.remote()
+                stream.dealer.request_stop.remote()
     if result.status != "interrupted":
         result.summary = _outcome(fit, folder)
-        _say_broken(dealer, result, console)
-        if result.summary["steps"] == stop_step:
+        if result.summary["steps"] == stream.stop_step:
             result.status = "finished"
     result.checkpoint = folder.latest_checkpoint()
     result.summary["broken_images"] = result.broken
     return result
-
-
-def _say_broken(dealer: Any, result: RunResult, console: Console) -> None:
-    for broken in ray.get(dealer.take_news.remote()):
-        result.broken += 1
-        console.warn(f"{broken.path}: {broken.reason}; another sample took its place")
 
 
 def _outcome(fit: "_Background", folder: RunFolder) -> dict[str, Any]:
@@ -195,16 +215,20 @@ class _Background:
         return value
 
 
-def _events(events: Queue, call: _Background) -> Iterator[Any]:
-    """What the workers send, until the call has ended and all is read; None when a while brought nothing."""
+def _events(dealer: Any, call: _Background) -> Iterator[Any]:
+    """What ranks and data tasks report, until the call has ended and all is read; None when a while brought nothing."""
     while True:
         running = call.running
         try:
-            yield events.get(block=True, timeout=POLL_S)
-        except Empty:
-            if not running:
-                return
+            news = ray.get(dealer.take_news.remote())
+        except ray.exceptions.RayActorError:  # it died and is being started again
+            news = []
+        yield from news
+        if not running:
+            return
+        if not news:
             yield None
+            time.sleep(POLL_S)
 
 
 def _logging_config(verbose: bool) -> Any:

@@ -1,4 +1,4 @@
-"""Learning rate and teacher momentum as pure functions of `Progress`: nothing to save, nothing to restore."""
+"""The learning rate as a pure function of `Progress`: nothing to save, nothing to restore."""
 
 import math
 from typing import TYPE_CHECKING
@@ -39,11 +39,3 @@ def learning_rate(optimization: "Optimization", progress: Progress) -> float:
         passed = sum(progress.epoch >= milestone for milestone in optimization.milestones)
         return float(peak * optimization.gamma**passed)
     return peak
-
-
-def cosine_momentum(base: float, progress: Progress, final: float = 1.0) -> float:
-    """Teacher momentum (the weight kept) after step `progress.step`: half a cosine from `base` to `final`.
-
-    Source: BYOL, arXiv 2006.07733, section 3.2; MoCo v3 uses the same.
-    """
-    return cosine(base, final, progress.step / progress.total_steps)

@@ -22,6 +22,7 @@ def recipe(name: str, scale: str) -> Recipe:
     return resolve(experiments.load_recipe(name, scale.lower()).recipe, INFO[scale]).recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", INFO)
 @pytest.mark.parametrize("name", experiments.names())
 def test_every_recipe_can_be_built_and_run_without_memory(name: str, scale: str) -> None:
@@ -48,7 +49,7 @@ def test_every_recipe_can_be_built_and_run_without_memory(name: str, scale: str)
             "algorithm: ResNet: depth=99 does not exist; allowed: 18, 34",
         ),
         ("mae", "algorithm.backbone.num_heads", 5, "algorithm: num_heads: 5 does not divide the width 96"),
-        ("moco", "views.size", -3, "views: "),
+        ("moco", "views.size", -3, "views.size: "),
         ("simclr", "algorithm.neck.in_channels", 77, "algorithm: its parts do not fit: mat1 and mat2 shapes"),
         ("moco", "optimization.optimizer.weight_decay", -1.0, "optimization.optimizer: Invalid weight_decay"),
     ],

@@ -7,7 +7,7 @@ from ssl_ray.models.base import Progress
 from ssl_ray.recipe import Optimization
 from ssl_ray.spec import Spec
 from ssl_ray.training.optim import SGD
-from ssl_ray.training.schedules import cosine_momentum, learning_rate, warmup_steps
+from ssl_ray.training.schedules import learning_rate, warmup_steps
 
 
 def rates(steps_per_epoch, epochs, **fields):
@@ -62,14 +62,3 @@ def test_a_warmup_of_one_step_and_of_the_whole_run(schedule):
 def test_warmup_in_epochs_may_be_a_fraction():
     assert warmup_steps(0.5, Progress(0, 100, 0, 10)) == 5
     assert warmup_steps(0, Progress(0, 100, 0, 10)) == 0
-
-
-def test_cosine_momentum_goes_from_base_to_one():
-    # Recorded from MMSelfSup 1.0: base 0.99, 20 iterations.
-    recorded = {0: 0.99, 1: 0.9900615583004433, 5: 0.9914644661713388, 15: 0.9985355339270131, 20: 1.0}
-    for step, value in recorded.items():
-        assert cosine_momentum(0.99, Progress(step, 20, 0, 1)) == pytest.approx(value, abs=1e-8)
-
-
-def test_cosine_momentum_to_another_end():
-    assert cosine_momentum(0.5, Progress(3, 9, 0, 1), final=0.9) == pytest.approx(0.6, abs=1e-8)

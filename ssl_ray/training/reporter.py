@@ -1,0 +1,115 @@
+"""What a run says while it trains: metrics to MLflow, status and notes to the driver's console."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_ray import distributed
+from ssl_ray.console import TrainStatus
+from ssl_ray.models.base import Progress
+from ssl_ray.tracking import TrackingTarget, make_tracker
+from ssl_ray.training.notices import Notices
+
+
+class Reporter:
+    """Rank 0's voice: metrics to MLflow, status and notes to the driver's console. Silent on other ranks.
+
+    dealer: handle of the stream's actor, which hands the driver what is sent. images_per_second: of all steps so far,
+    without the time that `paused` took out.
+    """
+
+    def __init__(
+        self,
+        dealer: Any,
+        tracking: TrackingTarget | None,
+        *,
+        rank: int,
+        device: torch.device,
+        first_step: int,
+        stop_step: int,
+        images_per_step: int,
+    ) -> None:
+        self.dealer, self.rank, self.device = dealer, rank, device
+        self.stop_step, self.images_per_step = stop_step, images_per_step
+        self.tracker = make_tracker(tracking if rank == 0 else None)
+        self.images_per_second = 0.0
+        self.first_step = self.logged_step = first_step
+        self.seconds = 0.0
+        self.waited = 0.0
+        self.clock = time.perf_counter()
+        self.broken: set[str] = set()
+        if rank == 0:
+            Notices(self.send).attach()  # this process's own stderr is a worker's log file
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent in here counts for no step."""
+        started = time.perf_counter()
+        yield
+        self.clock += time.perf_counter() - started
+
+    def step(self, progress: Progress, metrics: dict[str, Tensor], lr: float, waited: float) -> None:
+        """Logs a step. A collective: metrics are means over ranks."""
+        names = sorted(metrics)
+        values = distributed.mean(torch.stack([metrics[name].float() for name in names])).tolist()
+        now = time.perf_counter()
+        done = progress.step + 1
+        steps, seconds = done - self.logged_step, now - self.clock
+        data_wait = (waited - self.waited) / seconds
+        images = self.images_per_step
+        self.logged_step, self.waited, self.clock = done, waited, now
+        self.seconds += seconds
+        self.images_per_second = (done - self.first_step) * images / self.seconds
+        if self.rank != 0:
+            return
+        named = dict(zip(names, values, strict=True))
+        record = {f"train/{name}": value for name, value in named.items()}
+        record |= {
+            "train/lr": lr,
+            "perf/images_per_second": steps * images / seconds,
+            "perf/step_time": seconds / steps,
+            "perf/data_wait": data_wait,
+        }
+        if self.device.type == "cuda":
+            record["sys/gpu_mem_gb"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        self.tracker.log(record, step=done)
+        self.send(
+            TrainStatus(
+                step=done,
+                total_steps=self.stop_step,
+                epoch=progress.epoch + 1,
+                total_epochs=progress.total_epochs,
+                loss=named["loss"],
+                lr=lr,
+                images_per_second=steps * images / seconds,
+                data_wait=data_wait,
+                eta=(self.stop_step - done) * seconds / steps,
+            )
+        )
+
+    def evaluation(self, result: dict[str, float], warning: str | None, broken: dict[str, str]) -> None:
+        """Logs an online evaluation, and what it could not read."""
+        if self.rank != 0:
+            return
+        metrics = {name: value for name, value in result.items() if "/" in name}
+        self.tracker.log(metrics, step=int(result["step"]))
+        self.send(result)
+        if warning is not None:
+            self.send(warning)
+        for path in broken.keys() - self.broken:
+            self.send(f"{path}: {broken[path]}; left out of the evaluation")
+        self.broken |= broken.keys()
+
+    def send(self, event: Any) -> None:
+        """To the driver, from rank 0; not waited for."""
+        if self.rank == 0:
+            self.dealer.tell.remote(event)
+
+    def close(self, step: int, broken: int) -> None:
+        """Logs what is known at the end, and delivers what is left. broken: images that could not be read."""
+        self.tracker.log({"data/broken_images": broken}, step=step)
+        self.tracker.close()
