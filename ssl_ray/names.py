@@ -13,7 +13,8 @@ Target = Callable[..., Any]
 
 # Where a bare name is looked up: every public class and function defined in these.
 _PACKAGES = tuple(
-    f"ssl_ray.models.{p}" for p in ("backbones", "necks", "heads", "losses", "memories", "algorithms")
+    f"ssl_ray.models.{p}"
+    for p in ("backbones", "necks", "heads", "losses", "memories", "tokenizers", "clustering", "algorithms")
 )
 _MODULES = ("ssl_ray.models.preprocessing", "ssl_ray.data.views", "ssl_ray.training.lars")
 _ELSEWHERE = ("torch.optim:SGD", "torch.optim:AdamW")

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ssl_ray import experiments
+from ssl_ray.data.pipeline import make_batch
 from ssl_ray.data.source import Source, open_dataset
 from ssl_ray.data.sources.base import Subset
-from ssl_ray.data.views import make_batch
 from ssl_ray.evaluation.extract import TrainingSet
 from ssl_ray.models import BaseModel
 from ssl_ray.recipe import Recipe, overrides
@@ -46,4 +46,4 @@ def batch(recipe: Recipe, rows: int, epoch: int = 0) -> tuple[list[Tensor], dict
 
 def extract(recipe: Recipe, algorithm: BaseModel, images: int = IMAGES) -> TrainingSet:
     """What `before_epoch` gets; this rank's share of `source(images)`."""
-    return TrainingSet(source(images), algorithm, size=recipe.views.build().sizes[0])
+    return TrainingSet(source(images), algorithm, size=recipe.views.build().eval_size)

@@ -48,7 +48,9 @@ console.json_line({"knn": 0.812})
 
 
 def python(program: str, **streams: object) -> subprocess.Popen[bytes]:
-    environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
+    }
     extra = streams.pop("env", {})
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)],

@@ -72,6 +72,26 @@ MM_VIT = (
     Rename(".ffn.layers.1.", ".mlp.fc2."),
 )
 
+# MMSelfSup's names for a Swin Transformer; ours are the authors'. There the last norm has its stage's number.
+MM_SWIN = (
+    Rename("patch_embed.projection.", "patch_embed.proj."),
+    Rename("stages.", "layers."),
+    Rename(".attn.w_msa.", ".attn."),
+    Rename(".ffn.layers.0.0.", ".mlp.fc1."),
+    Rename(".ffn.layers.1.", ".mlp.fc2."),
+)
+_MM_SWIN_BACKBONE = (*(Rename(f"norm{i}.", "norm.") for i in range(8)), *MM_SWIN)
+
+
+def merging_from_mm(weights: Tensor) -> Tensor:
+    """MMSelfSup's order of the 4C inputs of a patch merging (channel, row, column) as (column, row, channel)."""
+    return weights.reshape(*weights.shape[:-1], -1, 2, 2).transpose(-3, -1).flatten(-3)
+
+
+def merging_to_mm(weights: Tensor) -> Tensor:
+    """The inverse of `merging_from_mm`."""
+    return weights.reshape(*weights.shape[:-1], 2, 2, -1).transpose(-3, -1).flatten(-3)
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -88,9 +108,9 @@ class LoadReport:
 def load_backbone(backbone: nn.Module, source: str | Path | Mapping[str, Tensor]) -> LoadReport:
     """Loads all of `backbone`'s weights from `source`, a file, torchvision name (see `read_state_dict`) or state dict.
 
-    Known prefixes (`module.`, `backbone.`, `encoder_q.`, ...) and MMSelfSup's ViT names are understood; what belongs
-    to necks, heads and momentum encoders is not used. Raises UserError unless every tensor of the backbone is found
-    with its shape (BN's batch counters may be missing), or if two copies of the backbone in the source disagree.
+    Known prefixes (`module.`, `backbone.`, `encoder_q.`, ...) and MMSelfSup's ViT and Swin names are understood; what
+    belongs to necks, heads and momentum encoders is not used. Raises UserError unless every tensor of the backbone is
+    found with its shape (BN's batch counters may be missing), or if two copies of the backbone in the source disagree.
     """
     origin = "weights" if isinstance(source, Mapping) else str(source)
     theirs = source if isinstance(source, Mapping) else read_state_dict(source)
@@ -100,7 +120,8 @@ def load_backbone(backbone: nn.Module, source: str | Path | Mapping[str, Tensor]
     candidates = []
     for prefix in PREFIXES:
         inside = {k.removeprefix(prefix): (k, v) for k, v in theirs.items() if k.startswith(prefix)}
-        for renames in ((), MM_VIT):
+        inside = {name: (k, _our_layout(name, v)) for name, (k, v) in inside.items()}
+        for renames in ((), MM_VIT, _MM_SWIN_BACKBONE):
             found = {renamed(k, renames): entry for k, entry in inside.items()}
             candidates.append({k: entry for k, entry in found.items() if k in own})
     best = max(candidates, key=len)
@@ -182,6 +203,11 @@ def renamed(key: str, renames: Sequence[Rename]) -> str:
     for rename in renames:
         key = rename.to_ours(key)
     return key
+
+
+def _our_layout(key: str, value: Tensor) -> Tensor:
+    """What MMSelfSup's Swin Transformer orders otherwise, in our order; everything else as it is."""
+    return merging_from_mm(value) if key.startswith("stages.") and ".downsample." in key else value
 
 
 def _torchvision(name: str) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """The contract every algorithm keeps: three forward modes, and hooks for what lies outside the gradient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -136,8 +136,12 @@ class BaseModel(nn.Module):
         """
         return pooled(self.backbone, self.data_preprocessor(views)[0])
 
-    def before_epoch(self, progress: Progress, extract: Extract) -> None:
-        """Before the first step of an epoch. `extract` runs over the training set: every rank calls it, or none."""
+    def before_epoch(self, progress: Progress, extract: Extract) -> Iterable[nn.Parameter] | None:
+        """Before the first step of an epoch. `extract` runs over the training set: every rank calls it, or none.
+
+        Returns parameters that were made anew, if any: what the optimiser remembers of them is dropped.
+        """
+        return None
 
     def before_step(self, progress: Progress) -> None:
         """Gradients exist, the optimiser has not stepped."""

@@ -1,10 +1,13 @@
 """The momentum encoder: an exponential moving average of the model that learns."""
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ssl_ray.models.base import Progress
 
 
 class Teacher(nn.Module):
@@ -40,3 +43,12 @@ class Teacher(nn.Module):
             get_ema_multi_avg_fn(momentum)(averaged, current, None)  # type: ignore[no-untyped-call]
             for buffer, source in zip(mine.buffers(), student.buffers(), strict=True):
                 buffer.copy_(source)
+
+
+def cosine_momentum(base: float, progress: Progress) -> float:
+    """Weight of the old average in the update after step `progress.step`: half a cosine from `base` to 1.
+
+    m_k = 1 - (1 - base) (1 + cos(pi k / K)) / 2, K the optimiser steps of the run. Source: BYOL, arXiv 2006.07733,
+    section 3.2. The official MoCo v3 and MMSelfSup give this update, which they make before step k + 1, m_(k + 1).
+    """
+    return 1 - (1 - base) * (1 + math.cos(math.pi * progress.step / progress.total_steps)) / 2

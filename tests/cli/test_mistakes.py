@@ -81,7 +81,7 @@ def test_refused(monkeypatch, capsys, elsewhere, arguments, said) -> None:
         ("moco", "algorithm.backbone.in_channels=1", "algorithm: its parts do not fit"),
         ("mae", "algorithm.backbone.num_heads=5", "num_heads: 5 does not divide the width 96"),
         ("mae", "views.size=30", "patch_size 4 does not divide views.size 30"),
-        ("simclr", "views.size=-3", "views: "),
+        ("simclr", "views.size=-3", "views.size: "),
         (
             "moco",
             "optimization.optimizer.weight_decay=-1.0",

@@ -17,6 +17,7 @@ from tests.conformance.orders.order import gradients
 
 FOLDER = Path(os.environ.get("SSL_RAY_GOLDEN", Path(__file__).parent / "golden"))
 LOSS, TRACE, TENSOR, CHECKSUM = 1e-9, 1e-8, 1e-6, 1e-6
+SINGLE = 1e-5  # of a run that was recorded in float32
 
 
 class Run(NamedTuple):
@@ -58,6 +59,9 @@ class Case:
         self.state_dict = self.record["state_dict"] | part.get("state_override", {})
         self.model = self.order.model(self.record, part.get("state_override", {}), self.extra)
 
+    def bound(self, exact: float) -> float:
+        return SINGLE if self.outputs.get("computed_in") == "float32" else exact
+
     def samples(self, call: str) -> dict[str, Tensor]:
         return self.order.samples(self.draws[call], self.extra)
 
@@ -93,8 +97,9 @@ def test_there_are_recordings():
 @every_run
 def test_loss_and_its_parts(run):
     first = first_call(run)
-    assert first.output.loss.item() == pytest.approx(first.case.outputs["loss"], rel=LOSS)
-    check_parts(first.case, first.output, first.case.outputs["losses"], LOSS)
+    bound = first.case.bound(LOSS)
+    assert first.output.loss.item() == pytest.approx(first.case.outputs["loss"], rel=bound)
+    check_parts(first.case, first.output, first.case.outputs["losses"], bound)
 
 
 @main_runs
@@ -125,8 +130,9 @@ def test_state_after(run):
 @pytest.mark.parametrize("run", [run for run in RUNS if run.variant], ids=str)
 def test_variant_gradients_and_state(run):
     first = first_call(run)
-    check_sums(first.grads, first.case.outputs["grads_checksum"])
-    check_sums(first.state, without_counter(first.case, first.case.outputs["state_after_checksum"]))
+    case = first.case
+    check_sums(case, first.grads, case.outputs["grads_checksum"])
+    check_sums(case, first.state, without_counter(case, case.outputs["state_after_checksum"]))
 
 
 @main_runs
@@ -161,8 +167,8 @@ def test_five_steps_in_mmselfsups_order(run):
     optimizer = case.order.optimizer(case.record, case.model)
     for i, recorded in enumerate(trace["losses"]):
         output = case.loss(f"trace_{i}", i)
-        assert output.loss.item() == pytest.approx(recorded, rel=TRACE), f"loss {i}"
-        check_parts(case, output, trace["parts"][i], TRACE)
+        assert output.loss.item() == pytest.approx(recorded, rel=case.bound(TRACE)), f"loss {i}"
+        check_parts(case, output, trace["parts"][i], case.bound(TRACE))
         if i < len(trace["losses"]) - 1:
             optimizer.zero_grad()
             output.loss.backward()
@@ -170,7 +176,7 @@ def test_five_steps_in_mmselfsups_order(run):
         case.order.write_memories(case.model, output, case.progress(i))
         if i < len(trace["losses"]) - 1:
             case.order.after_iteration(case.model, case.extra, i + 1)
-    check_sums(mmselfsup.to_state_dict(case.model), without_counter(case, trace["final_checksum"]))
+    check_sums(case, mmselfsup.to_state_dict(case.model), without_counter(case, trace["final_checksum"]))
 
 
 @every_run
@@ -186,7 +192,7 @@ def test_five_steps_in_our_order_have_the_same_losses(run):
     for i, recorded in enumerate(losses):
         progress = case.progress(i)
         output = model(case.views, case.samples(f"trace_{i}"), mode="loss")
-        assert output.loss.item() == pytest.approx(recorded, rel=TRACE), f"loss {i}"
+        assert output.loss.item() == pytest.approx(recorded, rel=case.bound(TRACE)), f"loss {i}"
         optimizer.zero_grad()
         output.loss.backward()
         model.before_step(progress)
@@ -220,12 +226,14 @@ def check_tensor(ours: Tensor, recorded: Tensor, name: str) -> None:
     assert worst <= TENSOR * largest, f"{name}: off by {worst:.2e}, largest entry {largest:.2e}"
 
 
-def check_sums(ours: dict[str, Tensor], recorded: dict[str, list[float]]) -> None:
+def check_sums(case: Case, ours: dict[str, Tensor], recorded: dict[str, list[float]]) -> None:
+    rel = case.bound(CHECKSUM)
+    zero = 1e-12 if rel == CHECKSUM else 1e-6
     for name, (total, total_abs, norm) in recorded.items():
         mine = ours[name].double()
-        assert mine.abs().sum().item() == pytest.approx(total_abs, rel=CHECKSUM, abs=1e-12), name
-        assert mine.norm().item() == pytest.approx(norm, rel=CHECKSUM, abs=1e-12), name
-        assert mine.sum().item() == pytest.approx(total, abs=CHECKSUM * total_abs + 1e-12), name
+        assert mine.abs().sum().item() == pytest.approx(total_abs, rel=rel, abs=zero), name
+        assert mine.norm().item() == pytest.approx(norm, rel=rel, abs=zero), name
+        assert mine.sum().item() == pytest.approx(total, abs=rel * total_abs + zero), name
 
 
 def without_counter(case: Case, recorded: dict[str, Any]) -> dict[str, Any]:
@@ -237,7 +245,8 @@ def without_counter(case: Case, recorded: dict[str, Any]) -> dict[str, Any]:
 def tensors(features: Any) -> list[Tensor]:
     if isinstance(features, Tensor):
         return [features]
-    return [tensor for part in features for tensor in tensors(part)]
+    parts = features.values() if isinstance(features, dict) else features
+    return [tensor for part in parts for tensor in tensors(part)]
 
 
 def test_a_foreign_algorithm_is_skipped_by_name(tmp_path):

@@ -135,6 +135,7 @@ def test_gradients_reach_what_is_trained_and_nothing_else(name):
 
 
 @every_algorithm
+@pytest.mark.slow
 def test_saved_and_restored_it_goes_on_with_the_same_losses(name):
     run = fresh(name)
     optimizer = run.optimizer(lr=0.01)
@@ -155,6 +156,7 @@ def test_saved_and_restored_it_goes_on_with_the_same_losses(name):
 
 
 @every_algorithm
+@pytest.mark.slow
 def test_bf16_autocast_stays_finite(name):
     run = fresh(name)
     reference = run.loss().loss.item()
@@ -217,6 +219,7 @@ class OwnConvolutions(nn.Module):
 
 
 @every_algorithm
+@pytest.mark.slow
 def test_a_users_own_backbone_plugs_in(name):
     spec = small.recipe(name, ROWS).algorithm.kwargs["backbone"]
     if spec.target is ResNet:

@@ -7,7 +7,7 @@ import torch
 
 from ssl_ray.errors import UserError
 from ssl_ray.interop import mmselfsup
-from ssl_ray.models import MAE, MoCo, SimCLR
+from ssl_ray.models import BYOL, MAE, MoCo, MoCoV3, SimCLR
 
 RESNET = {
     "type": "ResNet",
@@ -146,3 +146,52 @@ def test_what_has_no_counterpart_is_refused(path, value, message):
     part[last] = value
     with pytest.raises(UserError, match=message):
         mmselfsup.from_config(config)
+
+
+PREDICTOR = NONLINEAR | {"in_channels": 6, "with_avg_pool": False}
+BYOL_R50 = {
+    "type": "BYOL",
+    "backbone": {"type": "ResNet", "depth": 50},
+    "neck": NONLINEAR | {"in_channels": 2048},
+    "head": {"type": "LatentPredictHead", "loss": {"type": "CosineSimilarityLoss"}, "predictor": PREDICTOR},
+}
+MOCO_V3_VIT = {
+    "type": "MoCoV3",
+    "base_momentum": 0.9,
+    "backbone": {"type": "MoCoV3ViT", "arch": "mocov3-small", "img_size": 32, "patch_size": 16},
+    "neck": NONLINEAR | {"in_channels": 384, "with_avg_pool": False, "vit_backbone": True},
+    "head": {
+        "type": "MoCoV3Head",
+        "temperature": 0.5,
+        "loss": {"type": "mmcls.CrossEntropyLoss", "loss_weight": 3.0},
+        "predictor": PREDICTOR,
+    },
+}
+
+
+def test_byol_with_mmselfsups_defaults():
+    model = mmselfsup.from_config(BYOL_R50)
+    assert isinstance(model, BYOL)
+    assert (model.momentum, model.backbone.feature_dim, model.head.loss.shift_factor) == (0.996, 2048, 0.0)
+    keys = set(mmselfsup.to_state_dict(model))
+    assert {"target_net.steps", "target_net.module.1.fc1.weight", "head.predictor.bn0.running_mean"} <= keys
+
+
+def test_moco_v3_with_a_vit():
+    model = mmselfsup.from_config(MOCO_V3_VIT)
+    assert isinstance(model, MoCoV3)
+    assert (model.momentum, model.head.temperature, model.head.loss.loss_weight) == (0.9, 0.5, 3.0)
+    assert (len(model.backbone.blocks), model.backbone.blocks[0].attn.num_heads) == (12, 12)
+    assert model.backbone.patch_embed.proj.weight.requires_grad  # their default
+    keys = set(mmselfsup.to_state_dict(model))
+    for encoder in ("backbone.", "momentum_encoder.module.0."):
+        assert {encoder + "ln1.weight", encoder + "layers.11.ln2.bias", encoder + "pos_embed"} <= keys
+
+
+@pytest.mark.parametrize("vit_backbone", [False, None])
+def test_moco_v3s_neck_must_know_its_backbone(vit_backbone):
+    neck = {**MOCO_V3_VIT["neck"], "vit_backbone": vit_backbone}
+    if vit_backbone is None:
+        del neck["vit_backbone"]
+    with pytest.raises(UserError, match="vit_backbone must be True with MoCoV3ViT"):
+        mmselfsup.from_config(MOCO_V3_VIT | {"neck": neck})

@@ -10,7 +10,24 @@ import torch
 from torch import Tensor
 
 from ssl_ray.errors import UserError, nearest
-from ssl_ray.interop.mmselfsup import mae, moco, simclr
+from ssl_ray.interop.mmselfsup import (
+    barlow_twins,
+    byol,
+    cae,
+    deepcluster,
+    densecl,
+    mae,
+    moco,
+    moco_v3,
+    npid,
+    odc,
+    relative_loc,
+    rotation_pred,
+    simclr,
+    simmim,
+    simsiam,
+    swav,
+)
 from ssl_ray.interop.mmselfsup.config import Config, type_of
 from ssl_ray.interop.mmselfsup.correspondence import Correspondence
 from ssl_ray.interop.weights import LoadReport, load_matched, read_state_dict, renamed
@@ -34,17 +51,22 @@ def load_state_dict(model: BaseModel, state_dict: Mapping[str, Tensor]) -> LoadR
     """
     entry = _lookup(type(model).__name__)
     renames = entry.renames(model)
-    left_out = {entry.counter, *entry.derived(model)}
-    ours = {renamed(key, renames): value for key, value in state_dict.items() if key not in left_out}
+    theirs = ({} if entry.counter is None else {entry.counter: torch.tensor(1)}) | dict(state_dict)
+    derived = entry.derived(model)
+    ours = {renamed(key, renames): value for key, value in theirs.items() if key not in derived}
     ours = {key: entry.layouts[key][0](v) if key in entry.layouts else v for key, v in ours.items()}
     own = model.state_dict()
     report = LoadReport(
         matched=tuple(k for k in ours if k in own),
-        missing=tuple(k for k in own if k not in ours and not k.endswith("num_batches_tracked")),
-        unexpected=tuple(k for k in ours if k not in own),
+        missing=tuple(
+            k
+            for k in own
+            if k not in ours and k not in entry.elsewhere and not k.endswith("num_batches_tracked")
+        ),
+        unexpected=tuple(k for k in ours if k not in own and k != entry.counter),
     )
     load_matched(model, ours, report)
-    if entry.counter is not None and state_dict.get(entry.counter, torch.tensor(1)).item() == 0:
+    if entry.counter is not None and theirs[entry.counter].item() == 0:
         model.teacher.update(model.backbone, model.neck, momentum=0.0)  # type: ignore[operator, union-attr]
     return report
 
@@ -55,6 +77,8 @@ def to_state_dict(model: BaseModel) -> dict[str, Tensor]:
     theirs: dict[str, Tensor] = {} if entry.counter is None else {entry.counter: torch.tensor(1)}
     theirs |= entry.derived(model)
     for key, value in model.state_dict().items():
+        if key in entry.elsewhere:
+            continue
         theirs[their_key(model, key)] = entry.layouts[key][1](value) if key in entry.layouts else value
     return theirs
 
@@ -78,7 +102,20 @@ def _lookup(name: str) -> Correspondence:
 
 
 ALGORITHMS: dict[str, Correspondence] = {
+    "BYOL": byol.CORRESPONDENCE,
+    "BarlowTwins": barlow_twins.CORRESPONDENCE,
+    "CAE": cae.CORRESPONDENCE,
+    "DeepCluster": deepcluster.CORRESPONDENCE,
+    "DenseCL": densecl.CORRESPONDENCE,
     "MAE": mae.CORRESPONDENCE,
     "MoCo": moco.CORRESPONDENCE,
+    "MoCoV3": moco_v3.CORRESPONDENCE,
+    "NPID": npid.CORRESPONDENCE,
+    "ODC": odc.CORRESPONDENCE,
+    "RelativeLoc": relative_loc.CORRESPONDENCE,
+    "RotationPred": rotation_pred.CORRESPONDENCE,
     "SimCLR": simclr.CORRESPONDENCE,
+    "SimMIM": simmim.CORRESPONDENCE,
+    "SimSiam": simsiam.CORRESPONDENCE,
+    "SwAV": swav.CORRESPONDENCE,
 }

@@ -22,8 +22,10 @@ class Correspondence:
     """How an algorithm's config reads, which keys are named otherwise, which tensors are laid out otherwise.
 
     build: model from its config. renames: differing keys of a model; order matters, see `Rename`.
-    layouts: by our key. counter: their count of teacher updates, where 0 means that the teacher is still a copy.
+    layouts: by our key. counter: their count of teacher updates, where 0 means that the teacher is still a copy; it is
+    loaded where `renames` names a buffer of ours, else dropped.
     derived: tensors of theirs that follow from others and have no counterpart, by their key.
+    elsewhere: our keys of state that they keep outside the state dict: neither asked of one nor written into one.
     """
 
     build: Callable[[Config], BaseModel]
@@ -31,6 +33,7 @@ class Correspondence:
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     counter: str | None = None
     derived: Callable[[BaseModel], Mapping[str, Tensor]] = lambda model: {}
+    elsewhere: frozenset[str] = frozenset()
 
 
 def under(prefix: str, renames: tuple[Rename, ...]) -> tuple[Rename, ...]:

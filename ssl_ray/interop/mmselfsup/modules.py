@@ -8,17 +8,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from ssl_ray.errors import UserError, nearest
-from ssl_ray.interop.mmselfsup.config import Config, Readers, arguments_of, loss_of
+from ssl_ray.interop.mmselfsup.config import Config, Readers, arguments_of, build_module, loss_of
 from ssl_ray.models import (
+    ClsHead,
     ContrastiveHead,
+    CosineSimilarityLoss,
     CrossEntropyLoss,
+    LatentPredictHead,
     LinearNeck,
     NonLinearNeck,
     ResNet,
 )
 
 
-def _resnet(config: Config) -> ResNet:
+def resnet_arguments(config: Config) -> dict[str, Any]:
+    """A ResNet config under our argument names."""
     names = {
         "depth": "depth",
         "in_channels": "in_channels",
@@ -40,7 +44,11 @@ def _resnet(config: Config) -> ResNet:
         "with_cp": None,
     }
     defaults = {"width": 64, "stem_width": 64, "zero_init_residual": True}
-    return ResNet(**{**defaults, **arguments_of(config, names, fixed)})
+    return {**defaults, **arguments_of(config, names, fixed)}
+
+
+def _resnet(config: Config) -> ResNet:
+    return ResNet(**resnet_arguments(config))
 
 
 def _linear_neck(config: Config) -> LinearNeck:
@@ -76,9 +84,26 @@ def _contrastive_head(config: Config) -> ContrastiveHead:
     return ContrastiveHead(**arguments, loss=loss_of(config, COMMON))
 
 
+def _cls_head(config: Config) -> ClsHead:
+    names = {n: n for n in ("in_channels", "num_classes", "with_avg_pool")}
+    arguments = arguments_of(config, names, {"vit_backbone": False})
+    return ClsHead(**{"in_channels": 2048, "num_classes": 1000, **arguments}, loss=loss_of(config, COMMON))
+
+
+def _cosine_similarity_loss(config: Config) -> CosineSimilarityLoss:
+    names = {"shift_factor": "shift_factor", "scale_factor": "scale_factor"}
+    return CosineSimilarityLoss(**arguments_of(config, names))
+
+
+def _latent_predict_head(config: Config) -> LatentPredictHead:
+    arguments_of(config, {})
+    return LatentPredictHead(build_module(config["predictor"], COMMON), loss_of(config, COMMON))
+
+
 _VIT_ARCHITECTURES = {  # width, blocks, heads, MLP width
     "deit-t": (192, 12, 3, 768),
     "deit-s": (384, 12, 6, 1536),
+    "mocov3-s": (384, 12, 12, 1536),
     "b": (768, 12, 12, 3072),
     "l": (1024, 24, 16, 4096),
     "h": (1280, 32, 16, 5120),
@@ -90,6 +115,7 @@ _VIT_LONG_NAMES = {
     "huge": "h",
     "deit-tiny": "deit-t",
     "deit-small": "deit-s",
+    "mocov3-small": "mocov3-s",
 }
 
 
@@ -115,5 +141,8 @@ COMMON: Readers = {
     "LinearNeck": _linear_neck,
     "NonLinearNeck": _nonlinear_neck,
     "ContrastiveHead": _contrastive_head,
+    "ClsHead": _cls_head,
     "CrossEntropyLoss": _cross_entropy_loss,
+    "LatentPredictHead": _latent_predict_head,
+    "CosineSimilarityLoss": _cosine_similarity_loss,
 }

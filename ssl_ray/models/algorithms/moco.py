@@ -9,6 +9,7 @@ from ssl_ray.errors import UserError
 from ssl_ray.models.base import BaseModel, Output, Progress, Samples, Views
 from ssl_ray.models.heads.contrastive_head import ContrastiveHead
 from ssl_ray.models.memories.queue import Queue
+from ssl_ray.models.shuffle_bn import encode, encode_shuffled
 from ssl_ray.models.teacher import Teacher
 
 
@@ -83,18 +84,15 @@ class MoCo(BaseModel):
     @torch.no_grad()
     def _keys(self, images: Tensor, shuffle: Tensor | None) -> Tensor:
         """Unit keys (B, D) of this rank's `images`, encoded in shuffled order where that matters."""
-        alone = distributed.world_size() == 1 and self.split_bn == 1 and shuffle is None
-        if alone or not self.shuffle_bn:
-            return self._encode(images)
-        everyone = distributed.gather(images)
-        if shuffle is None:
-            # Ranks draw different numbers; rank 0's permutation counts.
-            shuffle = distributed.broadcast(torch.randperm(len(everyone), device=images.device))
-        keys = distributed.gather(self._encode(everyone[distributed.local_rows(shuffle)]))
-        return distributed.local_rows(keys[shuffle.argsort()])
 
-    def _encode(self, images: Tensor) -> Tensor:
-        return _unit(torch.cat([self.teacher(group) for group in images.chunk(self.split_bn)]))
+        def encoder(group: Tensor) -> tuple[Tensor]:
+            return (_unit(self.teacher(group)),)
+
+        if self.shuffle_bn:
+            (keys,) = encode_shuffled(encoder, images, self.split_bn, shuffle)
+        else:
+            (keys,) = encode(encoder, images, self.split_bn)
+        return keys
 
     def after_step(self, state: dict[str, Tensor], progress: Progress) -> None:
         """Moves the teacher, then puts the keys of all ranks into the queue, in global row order."""

@@ -124,11 +124,16 @@ def sincos_positions(
     """
     if dim % 4:
         raise UserError(f"embed_dim: {dim} is not a multiple of 4, which sine-cosine positions need")
-    frequencies = temperature ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    row, column = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+    # On the CPU whatever the default device: a table of the same numbers everywhere.
+    frequencies = temperature ** -(_range(dim // 4) / (dim // 4))
+    row, column = torch.meshgrid(*(_range(n) for n in grid), indexing="ij")
     angles = [position.reshape(-1, 1) * frequencies for position in (row, column)]
     table = torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)
     return F.pad(table, (0, 0, num_prefix, 0)).unsqueeze(0).to(torch.get_default_dtype())
+
+
+def _range(count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.float64, device="cpu")
 
 
 def resize_positions(positions: Tensor, num_patches: int, num_prefix: int = 1) -> Tensor:

@@ -105,7 +105,10 @@ class Order:
 
 
 def gradients(model: BaseModel) -> dict[str, Tensor]:
-    """Gradients under MMSelfSup's names."""
+    """Gradients under MMSelfSup's names and in its layouts."""
+    layouts = mmselfsup.ALGORITHMS[type(model).__name__].layouts
     return {
-        mmselfsup.their_key(model, name): p.grad for name, p in model.named_parameters() if p.grad is not None
+        mmselfsup.their_key(model, name): layouts[name][1](p.grad) if name in layouts else p.grad
+        for name, p in model.named_parameters()
+        if p.grad is not None
     }

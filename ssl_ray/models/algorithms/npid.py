@@ -1,0 +1,113 @@
+"""NPID, instance discrimination with a memory bank (Wu et al. 2018, arXiv 1805.01978)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_ray import distributed
+from ssl_ray.errors import UserError
+from ssl_ray.models.base import BaseModel, Output, Progress, Samples, Views
+from ssl_ray.models.heads.contrastive_head import ContrastiveHead
+from ssl_ray.models.memories.simple_memory import SimpleMemory
+
+
+class NPID(BaseModel):
+    """Every image is a class of its own: its embedding must find the one made of it an epoch ago.
+
+    loss = CE([v.bank[i], v.bank[negatives]] / T, 0), v of unit length: a softmax over the image and negatives drawn
+    uniformly, with replacement, for each row. (The paper estimates it by NCE with 4096 of them; its authors' later code
+    and MMSelfSup take the softmax of 65536.) The bank is written after the optimiser step.
+
+    Args:
+        backbone, neck: the encoder.
+        head: called with similarities pos (B, 1) and neg (B, num_negatives); has `accuracy(pos, neg)`.
+        memory: the bank, with a row for each training image.
+        num_negatives: of each image.
+        ensure_neg: an image is never drawn as a negative of itself.
+
+    Reads `samples["index"]`, the position in the data set (B,), and `samples["negatives"]`, (B, num_negatives) such
+    positions, where given; else draws them.
+    """
+
+    neck: nn.Module
+    head: ContrastiveHead
+    memory: SimpleMemory
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        neck: nn.Module,
+        head: ContrastiveHead,
+        memory: SimpleMemory,
+        num_negatives: int = 65536,
+        ensure_neg: bool = False,
+        pretrained: str | None = None,
+        data_preprocessor: nn.Module | None = None,
+    ) -> None:
+        super().__init__(backbone, neck, head, pretrained, data_preprocessor)
+        images, dim = memory.rows.shape
+        if getattr(neck, "out_channels", dim) != dim:
+            raise UserError(
+                f"NPID: neck.out_channels {neck.out_channels} is not memory.dim {dim}; make them equal"
+            )
+        if ensure_neg and images < 2:
+            raise UserError(
+                f"NPID: ensure_neg=True with a memory of {images} image(s) leaves nothing to draw"
+            )
+        self.memory = memory
+        self.num_negatives = num_negatives
+        self.ensure_neg = ensure_neg
+
+    def extract_feat(self, views: Views) -> tuple[Tensor, ...]:
+        """The backbone's maps of view 0."""
+        maps: tuple[Tensor, ...] = self.backbone(views[0])
+        return maps
+
+    def loss(self, views: Views, samples: Samples) -> Output:
+        """Sampled softmax of view 0 against the bank. State: index (B,) and embeddings (B, D)."""
+        index = samples["index"]
+        negatives = samples["negatives"] if "negatives" in samples else self._draw(index)
+        v = self.predict(views, samples)
+        with torch.autocast(v.device.type, enabled=False):
+            similarities = self.memory.similarities(v, torch.cat([index.unsqueeze(1), negatives], dim=1))
+            pos, neg = similarities[:, :1], similarities[:, 1:]
+            loss = self.head(pos, neg)
+        state = {"index": index, "embeddings": v.detach()}
+        return Output(loss, metrics={"contrast_top1": self.head.accuracy(pos, neg)}, state=state)
+
+    def predict(self, views: Views, samples: Samples) -> Tensor:
+        """Embedding (B, D): the projection of view 0, of unit length, in float32 at least."""
+        v: Tensor = self.neck(self.backbone(views[0]))
+        return F.normalize(v.to(torch.promote_types(v.dtype, torch.float32)), dim=1)
+
+    def _draw(self, index: Tensor) -> Tensor:
+        """Negatives (B, num_negatives): the same for a row of the global batch on any number of workers."""
+        # What is sent is a seed per row, not the rows: with 65536 negatives these are half a MiB each.
+        rows = len(index) * distributed.world_size()
+        seeds = distributed.local_rows(
+            distributed.broadcast(torch.randint(2**62, (rows,), device=index.device))
+        )
+        columns = torch.arange(self.num_negatives, device=index.device)
+        choices = len(self.memory.rows) - self.ensure_neg
+        drawn = _hash(seeds.unsqueeze(1) + columns * _GOLDEN) % choices
+        # Of the others there is one fewer: those from the image itself on move up by one.
+        return drawn + (drawn >= index.unsqueeze(1)) if self.ensure_neg else drawn
+
+    def after_step(self, state: dict[str, Tensor], progress: Progress) -> None:
+        """Writes the embeddings of all ranks into the bank."""
+        self.memory.update(distributed.gather(state["index"]), distributed.gather(state["embeddings"]))
+
+
+_GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as a signed number
+
+
+def _hash(x: Tensor) -> Tensor:
+    """Uniform int64 in [0, 2^63) of int64 counters: SplitMix64 (Steele et al. 2014), on any device at once."""
+    x = (x ^ _right(x, 30)) * -4658895280553007687
+    x = (x ^ _right(x, 27)) * -7723592293110705685
+    return (x ^ _right(x, 31)) & (2**63 - 1)
+
+
+def _right(x: Tensor, bits: int) -> Tensor:
+    """Shift that fills with zeros; torch's copies the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

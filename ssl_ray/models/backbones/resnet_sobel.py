@@ -1,0 +1,33 @@
+"""A ResNet that sees edges instead of colours."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from ssl_ray.models.backbones.resnet import ResNet
+from ssl_ray.models.backbones.sobel import Sobel
+
+
+class ResNetSobel(ResNet):
+    """ResNet on the two maps of a Sobel filter, so that clusters are not those of colour (DeepCluster, section 4).
+
+    Args:
+        depth, width, stem, zero_init_residual, out_indices, stem_width: as in ResNet.
+    """
+
+    def __init__(
+        self,
+        depth: int = 50,
+        width: int = 64,
+        stem: Literal["imagenet", "small", "small_s2"] = "imagenet",
+        zero_init_residual: bool = False,
+        out_indices: Sequence[int] = (4,),
+        stem_width: int | None = None,
+    ) -> None:
+        super().__init__(depth, width, stem, zero_init_residual, 2, out_indices, stem_width)
+        self.sobel = Sobel()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps of x (B, C, H, W), as in ResNet."""
+        return super().forward(self.sobel(x))
