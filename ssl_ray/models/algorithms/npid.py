@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ssl_ray import distributed
 from ssl_ray.errors import UserError
 from ssl_ray.models.base import BaseModel, Output, Progress, Samples, Views
+from ssl_ray.models.counter_random import random_bits
 from ssl_ray.models.heads.contrastive_head import ContrastiveHead
 from ssl_ray.models.memories.simple_memory import SimpleMemory
 
@@ -89,25 +90,10 @@ class NPID(BaseModel):
         )
         columns = torch.arange(self.num_negatives, device=index.device)
         choices = len(self.memory.rows) - self.ensure_neg
-        drawn = _hash(seeds.unsqueeze(1) + columns * _GOLDEN) % choices
+        drawn = (random_bits(columns, seeds.unsqueeze(1)) & (2**63 - 1)) % choices
         # Of the others there is one fewer: those from the image itself on move up by one.
         return drawn + (drawn >= index.unsqueeze(1)) if self.ensure_neg else drawn
 
     def after_step(self, state: dict[str, Tensor], progress: Progress) -> None:
         """Writes the embeddings of all ranks into the bank."""
         self.memory.update(distributed.gather(state["index"]), distributed.gather(state["embeddings"]))
-
-
-_GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as a signed number
-
-
-def _hash(x: Tensor) -> Tensor:
-    """Uniform int64 in [0, 2^63) of int64 counters: SplitMix64 (Steele et al. 2014), on any device at once."""
-    x = (x ^ _right(x, 30)) * -4658895280553007687
-    x = (x ^ _right(x, 27)) * -7723592293110705685
-    return (x ^ _right(x, 31)) & (2**63 - 1)
-
-
-def _right(x: Tensor, bits: int) -> Tensor:
-    """Shift that fills with zeros; torch's copies the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)

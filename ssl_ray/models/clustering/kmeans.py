@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ssl_ray import distributed
 from ssl_ray.errors import UserError
+from ssl_ray.models.counter_random import random_bits
 
 # Scores of rows against centroids held at a time (128 MiB of float32).
 _CHUNK_ELEMENTS = 2**25
@@ -142,9 +143,6 @@ def _fill_empty(means: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _uniform(index: Tensor, key: str) -> Tensor:
-    """Numbers in (0, 1), float64, one per entry of `index` and made of it alone: splitmix64 of index and key."""
+    """Numbers in (0, 1), float64, one per entry of `index` and made of it and the key alone."""
     offset = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little", signed=True)
-    x = index * -7046029254386353131 + offset  # products wrap at 64 bits
-    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
-        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    return (((x >> 11) & ((1 << 53) - 1)).double() + 0.5) * 2.0**-53
+    return (((random_bits(index, offset) >> 11) & ((1 << 53) - 1)).double() + 0.5) * 2.0**-53
