@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# A process per CPU, each with one thread; tests of one file, and all tests of Ray, stay in one process, in order.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+# A process per CPU, each with one thread; tests/conftest.py says what stays together.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --no-loadscope-reorder
 
-.PHONY: demo test test-fast lint format types check bench clean help
+.PHONY: demo test test-recipes test-fast lint format types check bench clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,8 +24,11 @@ $(VENV)/.installed-bench: $(INSTALLED)
 demo: $(INSTALLED)  ## pretrain MoCo on 7,000 real images and judge it, no download (under 5 minutes on 2 cores)
 	@$(BIN)/ssl-ray pretrain moco
 
-test: $(INSTALLED)  ## all tests, real Ray and real MLflow included
-	@$(PYTEST)
+test: $(INSTALLED)  ## the tests, real Ray and real MLflow included (under 12 minutes on 2 cores)
+	@$(PYTEST) -m "not recipes"
+
+test-recipes: $(INSTALLED)  ## every SMALL recipe through the real command, two steps each
+	@$(PYTEST) -m recipes
 
 test-fast: $(INSTALLED)  ## tests that need neither Ray nor a server
 	@$(PYTEST) -m "not slow and not gpu"
@@ -41,7 +44,7 @@ format: $(INSTALLED)  ## rewrite in the project's format
 types: $(INSTALLED)  ## mypy, strict
 	@$(BIN)/mypy
 
-check: lint types test  ## what CI runs
+check: lint types test test-recipes  ## what CI runs
 
 bench: $(VENV)/.installed-bench  ## the benchmarks, rivals in the same run
 	@$(BIN)/python benchmarks/data.py

@@ -62,7 +62,8 @@ PAPER = Recipe(
     training=Training(epochs=200, global_batch_size=4096),  # MMSelfSup; section 3.3
 )
 
-# For images up to 64 px on one small machine. Mild crops and strong jitter suit small centred objects, blur does not.
+# For images up to 64 px on one small machine: a narrow network, AdamW, no blur. Batch norm after the projection is not
+# the paper's; in short trials projections spread wider with it (std ratio 0.96 instead of 0.75) and kNN did better.
 SMALL = Recipe(
     name="byol",
     paper=PAPER_INFO,
@@ -75,7 +76,7 @@ SMALL = Recipe(
             hid_channels=256,
             out_channels=64,
             with_bias=True,
-            with_last_bn=False,
+            with_last_bn=True,
         ),
         head=Spec(
             LatentPredictHead,
@@ -90,12 +91,12 @@ SMALL = Recipe(
             ),
             loss=Spec(CosineSimilarityLoss, shift_factor=1.0),
         ),
-        momentum=0.98,
+        momentum=0.96,
     ),
     views=Spec(
         byol_views,
         size=28,
-        min_scale=0.6,
+        min_scale=0.3,
         brightness=0.8,
         contrast=0.8,
         jitter_p=1.0,

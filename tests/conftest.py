@@ -4,19 +4,40 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+# Tests that start or join a Ray cluster. They take longest, and two clusters would fight for the machine: in a run of
+# several processes they come first and stay in one of them, one after another; so do the tests of any other file.
+OF_RAY = (
+    "tests/cli/test_every_recipe.py",
+    "tests/cli/test_pretrain.py",
+    "tests/data/test_stream.py",
+    "tests/faults/",
+    "tests/test_readme.py",
+    "tests/test_wheel.py",
+    "tests/tracking/test_run_against_server.py",
+    "tests/training/test_cluster.py",
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of Ray come first and stay together: they take longest, and two clusters would fight for the machine."""
+    items.sort(key=lambda item: not item.nodeid.startswith(OF_RAY))
     for item in items:
-        if {"ray_cluster", "two_cpus"} & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.ray)
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+        uses_ray = {"ray_cluster", "two_cpus"} & set(getattr(item, "fixturenames", ()))
+        assert not uses_ray or item.nodeid.startswith(OF_RAY), f"{item.nodeid}: add its file to OF_RAY"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "of Ray" if nodeid.startswith(OF_RAY) else nodeid.split("::")[0]
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.runs import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = pytest.mark.slow
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.runs import environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = pytest.mark.slow
 
 CHECKOUT = Path(__file__).parents[1]
 

@@ -9,6 +9,8 @@ import typer
 
 from ssl_ray import __version__
 from ssl_ray.cli.data import app as data
+from ssl_ray.cli.export import export_backbone
+from ssl_ray.cli.import_ import import_checkpoint
 from ssl_ray.cli.list_ import list_recipes
 from ssl_ray.cli.pretrain import pretrain
 from ssl_ray.cli.show import show
@@ -48,4 +50,6 @@ app.command()(pretrain)
 app.add_typer(data, name="data")
 app.command("list")(list_recipes)
 app.command()(show)
+app.command("import")(import_checkpoint)
+app.command("export")(export_backbone)
 app.command()(version)

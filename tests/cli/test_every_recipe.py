@@ -1,21 +1,56 @@
 """Every SMALL recipe takes two steps through the real command and Ray."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ssl_ray import experiments
-from tests.runs import run, summary
+from tests.runs import environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.recipes]
+
+# One process for all: each of its own would import torch, Ray and MLflow anew.
+COMMANDS = """
+import sys
+from ssl_ray import cli
+
+for name in sys.argv[2:]:
+    few = ["--steps=2", "--set=training.log_steps=1", "--set=evaluation.every_epochs=null", "--name", name]
+    sys.argv = ["ssl-ray", "pretrain", name, *few, "--json", "--address", address]
+    try:
+        cli.main()
+    except SystemExit as end:
+        assert not end.code, f"{name} ended with status {end.code}"
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory, two_cpus: str) -> dict[str, dict[str, Any]]:
+    """What each run says of itself."""
+    folder = tmp_path_factory.mktemp("recipes")
+    done = subprocess.run(
+        [sys.executable, "-c", f"address = {two_cpus!r}\n{COMMANDS}", "", *experiments.names()],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1200,
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+    summaries = map(json.loads, done.stdout.splitlines())
+    return {summary["run"]: summary for summary in summaries}
 
 
 @pytest.mark.parametrize("name", experiments.names())
-def test_two_steps(name: str, tmp_path: Path, two_cpus: str) -> None:
-    few = ["--steps=2", "--set=training.log_steps=1", "--set=evaluation.every_epochs=null", "--name=r"]
-    done = run(tmp_path, "pretrain", name, *few, "--json", f"--address={two_cpus}")
-    said = summary(done)
-    assert done.stderr == ""
-    assert (said["status"], said["steps"], said["broken_images"]) == ("finished", 2, 0)
-    assert json.loads((tmp_path / "runs" / "r" / "recipe.json").read_text())["name"] == name
+def test_two_steps(name: str, said: dict[str, dict[str, Any]]) -> None:
+    summary = said[name]
+    assert (summary["status"], summary["steps"], summary["broken_images"]) == ("finished", 2, 0)
+    recipe = json.loads((Path(summary["folder"]) / "recipe.json").read_text())
+    assert recipe["name"] == name
+    assert (Path(summary["checkpoint"]) / "checkpoint.pt").stat().st_size > 0

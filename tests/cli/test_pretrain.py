@@ -16,7 +16,7 @@ from ssl_ray.recipe import Recipe
 from ssl_ray.tracking.client import connect, import_mlflow
 from tests.runs import environment, run, state, summary
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = pytest.mark.slow
 
 STEPS = 4
 # The smallest of each that is still itself.

@@ -11,7 +11,7 @@ import torch
 
 from tests.runs import TINY, checkpoints, run, start, state, summary, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = pytest.mark.slow
 
 ARGUMENTS = ["pretrain", "moco", *TINY, "--epochs=2", "--set=training.checkpoint_steps=7", "--json"]
 STEPS_PER_EPOCH = 1297 // 32

@@ -1,0 +1,146 @@
+"""Reads a checkpoint of another code base into a backbone of ours, and says what fitted."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_ray.errors import UserError
+from ssl_ray.interop.architecture import Guess, guess_architecture
+from ssl_ray.interop.backbone_file import TrainedBackbone
+from ssl_ray.interop.official import encoder_of, identify
+from ssl_ray.interop.weights import LoadReport, load_matched, read_state_dict
+from ssl_ray.spec import Spec
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A backbone that was read, and how.
+
+    algorithm: our name of what trained it, if known. guessed: whether the architecture was. assumed: what of it the
+    weights did not say. misfits: tensors left out because their shape differs, {ours: (theirs, ours)}.
+    """
+
+    backbone: TrainedBackbone
+    algorithm: str | None
+    guessed: bool
+    assumed: tuple[str, ...]
+    report: LoadReport
+    misfits: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+def import_checkpoint(
+    path: Path, algorithm: str | None = None, architecture: Spec | None = None, partial: bool = False
+) -> Imported:
+    """Reads the backbone in `path`; whose file it is, and the architecture if not given, is told from its tensors.
+
+    algorithm: whose checkpoint it must be. partial: tensors that are missing or have another shape keep the values a
+    fresh backbone has; they are an error otherwise. Raises UserError also if nothing fits.
+    """
+    tensors = {k.removeprefix("module."): v for k, v in _read(path).items()}
+    try:
+        source = identify(tensors, algorithm)
+        algorithm = algorithm or source.algorithm
+        entries = encoder_of(source, tensors)
+        found = {name: value for name, (_, value) in entries.items()}
+        guess = Guess(architecture, ()) if architecture else guess_architecture(found, algorithm)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # what the file lacks starts alike each time
+        module: nn.Module = guess.spec.build()
+
+    fitting, misfits = _fitting(module, found)
+    report = LoadReport(
+        matched=tuple(fitting),
+        missing=tuple(k for k in _wanted(module) if k not in found),
+        unexpected=tuple(k for k in tensors if k not in {entries[name][0] for name in fitting}),
+    )
+    _refuse(path, guess.spec, report, misfits, partial)
+    load_matched(module, fitting, LoadReport(report.matched, (), report.unexpected), str(path))
+    backbone = TrainedBackbone(
+        guess.spec,
+        module.eval(),
+        f"{path.name}: {source.name}",
+        _image_size(guess.spec),
+        fresh=(*report.missing, *misfits),
+    )
+    return Imported(backbone, algorithm, architecture is None, guess.assumed, report, misfits)
+
+
+def _fitting(
+    module: nn.Module, found: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, tuple[tuple[int, ...], tuple[int, ...]]]]:
+    """What can be loaded, and what cannot because of its shape. Positions of another grid can: they are resized."""
+    own = module.state_dict()
+    fitting = {
+        k: v for k, v in found.items() if k in own and (v.shape == own[k].shape or _resizable(k, v, own))
+    }
+    misfits = {
+        k: (tuple(v.shape), tuple(own[k].shape)) for k, v in found.items() if k in own and k not in fitting
+    }
+    return fitting, misfits
+
+
+def _resizable(key: str, value: Tensor, own: Mapping[str, Tensor]) -> bool:
+    if key != "pos_embed" or value.ndim != 3 or value.shape[2] != own[key].shape[2]:
+        return False
+    return math.isqrt(value.shape[1] - 1) ** 2 == value.shape[1] - 1
+
+
+def _wanted(module: nn.Module) -> list[str]:
+    """The tensors that matter: batch norm's counters do not."""
+    return [k for k in module.state_dict() if not k.endswith("num_batches_tracked")]
+
+
+def _refuse(path: Path, spec: Spec, report: LoadReport, misfits: Mapping[str, Any], partial: bool) -> None:
+    if not [k for k in report.matched if not k.endswith("num_batches_tracked")]:
+        raise UserError(f"{path}: no tensor fits {spec}; give the --backbone that was trained")
+    if partial or not (report.missing or misfits):
+        return
+    problems = []
+    if report.missing:
+        problems.append(f"{len(report.missing)} tensors are missing ({', '.join(report.missing[:3])}, ...)")
+    if misfits:
+        name, (theirs, ours) = next(iter(misfits.items()))
+        problems.append(f"{len(misfits)} have another shape ({name}: {list(theirs)}, wanted {list(ours)})")
+    raise UserError(
+        f"{path}: not the whole of {spec}: {' and '.join(problems)}; give the --backbone that was trained, "
+        "or --partial to leave them untrained"
+    )
+
+
+def _image_size(spec: Spec) -> int:
+    """Pixels a side that the backbone is built for; 224 for those that take any."""
+    size: int = (spec.defaults() | spec.kwargs).get("img_size", 224)
+    return size
+
+
+class _Foreign(dict[str, Any]):
+    """Stands for an object of a class that is not loaded: what was stored of it goes in and is never looked at."""
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """`read_state_dict`, also where objects of classes lie beside the tensors (settings in MAE's and SimMIM's files).
+
+    No foreign class is imported and none of its code runs.
+    """
+    names: list[str] = []
+    if path.is_file() and path.suffix != ".safetensors":
+        try:
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        except (
+            Exception
+        ):  # not a zip file, so torch < 1.6 wrote it, or it is no checkpoint: the reader will say
+            names = []
+    # A class for each name: torch tells them apart by class.
+    foreign: list[Any] = [(type("Foreign", (_Foreign,), {}), name) for name in names]
+    with torch.serialization.safe_globals(foreign):
+        return read_state_dict(path)

@@ -1,0 +1,129 @@
+"""Whose checkpoint is this? The key patterns of MMSelfSup and of the algorithms' official repositories.
+
+A source is one entry of SOURCES: which keys give it away, and where in it the encoder that learns is.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssl_ray.errors import UserError
+from ssl_ray.interop.weights import MM_SWIN, MM_VIT, PREFIXES, Rename, merging_from_mm, renamed
+
+
+class Source(NamedTuple):
+    """A code base's checkpoint of an algorithm.
+
+    algorithm: our name, None where the keys do not say. prefix: of the encoder that learns, after `module.`.
+    marks: beginnings of keys; a file that has them all, and those of no entry before this one, is of this source.
+    """
+
+    name: str
+    algorithm: str | None
+    prefix: str
+    marks: tuple[str, ...]
+
+
+def _mmselfsup(algorithm: str, *marks: str) -> Source:
+    return Source(f"MMSelfSup 1.x, {algorithm}", algorithm, "backbone.", ("backbone.", *marks))
+
+
+def _mmselfsup_0(algorithm: str, prefix: str, *marks: str) -> Source:
+    return Source(f"MMSelfSup 0.x, {algorithm}", algorithm, prefix, (prefix, *marks))
+
+
+SOURCES = (
+    _mmselfsup("densecl", "encoder_k.module.", "queue2"),
+    _mmselfsup("moco", "encoder_k.module.", "queue"),
+    _mmselfsup("byol", "target_net.module."),
+    _mmselfsup("moco_v3", "momentum_encoder.module."),
+    _mmselfsup("cae", "neck.regressors."),
+    _mmselfsup("mae", "neck.decoder_embed."),
+    _mmselfsup("simmim", "backbone.stages.", "neck.decoder."),
+    _mmselfsup("swav", "head.loss.prototypes."),
+    _mmselfsup("npid", "memory_bank.feature_bank"),
+    _mmselfsup("odc", "memory_bank.centroids"),
+    _mmselfsup("deepcluster", "backbone.sobel_layer.", "head.fc_cls."),
+    _mmselfsup("relative_loc", "head.fc_cls.", "neck.bn."),
+    # DenseCL's own code is made of OpenSelfSup, as MMSelfSup 0.x is: their files have the same keys.
+    Source("DenseCL's own code or MMSelfSup 0.x", "densecl", "encoder_q.0.", ("encoder_q.0.", "queue2")),
+    _mmselfsup_0("moco", "encoder_q.0.", "queue"),
+    _mmselfsup_0("byol", "online_net.0."),
+    _mmselfsup_0("moco_v3", "base_encoder.0."),
+    _mmselfsup_0("simsiam", "encoder.0.", "head.predictor."),
+    _mmselfsup("barlow_twins", "head.bn.", "neck.fc0."),
+    _mmselfsup("simsiam", "head.predictor.", "neck.fc0."),
+    _mmselfsup("simclr", "neck.fc0."),
+    _mmselfsup("rotation_pred", "head.fc_cls."),
+    Source("MoCo v2, facebookresearch/moco", "moco", "encoder_q.", ("encoder_q.conv1.", "encoder_q.fc.2.")),
+    Source("MoCo v1, facebookresearch/moco", "moco", "encoder_q.", ("encoder_q.conv1.", "encoder_q.fc.")),
+    Source("facebookresearch/moco-v3", "moco_v3", "base_encoder.", ("base_encoder.",)),
+    Source("facebookresearch/simsiam", "simsiam", "encoder.", ("encoder.conv1.", "encoder.fc.")),
+    Source("facebookresearch/barlowtwins", "barlow_twins", "backbone.", ("backbone.conv1.", "projector.")),
+    Source("facebookresearch/swav", "swav", "", ("conv1.", "projection_head.", "prototypes.")),
+    Source("facebookresearch/mae", "mae", "", ("cls_token", "decoder_embed.")),
+    Source("microsoft/SimMIM", "simmim", "encoder.", ("encoder.mask_token", "encoder.layers.")),
+    Source("a backbone in MMSelfSup's names", None, "", ("patch_embed.projection.",)),
+    Source("a ResNet in torchvision's names", None, "", ("conv1.", "layer1.")),
+    Source("a Vision Transformer in timm's names", None, "", ("cls_token", "blocks.")),
+    Source("a Swin Transformer in its authors' names", None, "", ("patch_embed.", "layers.")),
+    *(Source(f"a backbone at {p!r}", None, p, (p,)) for p in sorted(PREFIXES, key=len, reverse=True) if p),
+)
+
+
+def identify(tensors: Mapping[str, Tensor], algorithm: str | None = None) -> Source:
+    """The first source whose marks `tensors` (without `module.`) have.
+
+    algorithm: only its sources and those that serve any. Raises UserError if there is none.
+    """
+    for source in SOURCES:
+        asked = algorithm is None or source.algorithm in (None, algorithm)
+        if asked and all(any(key.startswith(mark) for key in tensors) for mark in source.marks):
+            return source
+    of = f" of {algorithm}" if algorithm else ""
+    raise UserError(
+        f"no checkpoint{of} that is known here; its keys are {', '.join(list(tensors)[:3])}, ...; "
+        "save the backbone's state_dict alone, in torchvision's or timm's names"
+    )
+
+
+def encoder_of(source: Source, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
+    """The tensors of the source's encoder under our names: {ours: (their key, value in our layout)}.
+
+    Raises UserError if the file has a second copy of the encoder that differs.
+    """
+    inside = {
+        k.removeprefix(source.prefix): (k, v) for k, v in tensors.items() if k.startswith(source.prefix)
+    }
+    for other in PREFIXES:
+        for name, (key, value) in inside.items():
+            twin = tensors.get(other + name, value)
+            if twin.shape != value.shape or not torch.equal(twin, value):
+                raise UserError(
+                    f"{key!r} and {other + name!r} differ: two encoders; keep one of them in the file"
+                )
+    if any(name.startswith("patch_embed.projection.") for name in inside):
+        return _from_mmselfsup(inside)
+    if (
+        "layers.1.downsample.reduction.weight" in inside
+        and "layers.0.downsample.reduction.weight" not in inside
+    ):
+        return {_merging_before(name): entry for name, entry in inside.items()}
+    return inside
+
+
+def _from_mmselfsup(inside: Mapping[str, tuple[str, Tensor]]) -> dict[str, tuple[str, Tensor]]:
+    stages = {name.split(".")[1] for name in inside if name.startswith("stages.")}
+    renames = (Rename(f"norm{len(stages) - 1}.", "norm."), *MM_SWIN) if stages else MM_VIT
+    return {
+        renamed(name, renames): (key, merging_from_mm(value) if stages and ".downsample." in name else value)
+        for name, (key, value) in inside.items()
+    }
+
+
+def _merging_before(name: str) -> str:
+    """Newer timm merges patches at the start of a stage: its number 1 is our number 0."""
+    layers, dot, rest = name.partition(".downsample.")
+    return f"layers.{int(layers.removeprefix('layers.')) - 1}{dot}{rest}" if dot else name
