@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -42,6 +43,8 @@ def start(cwd: Path, *arguments: str, env: dict[str, str] | None = None) -> "sub
             stdout=out,
             stderr=err,
             text=True,
+            # What starts us may ignore Ctrl-C (a shell does, for what runs in its background), and children inherit it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 

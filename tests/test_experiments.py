@@ -9,6 +9,7 @@ from ssl_ray import experiments
 from ssl_ray.errors import UserError
 from ssl_ray.paths import replace_at, walk
 from ssl_ray.recipe import Recipe
+from ssl_ray.resolve import resolve
 from ssl_ray.tuning.space import Choice, LogUniform, Uniform
 from tests.test_resolve import INFO, LARGE
 
@@ -51,18 +52,40 @@ def test_every_experiment_is_whole(name: str) -> None:
             replace_at(module.SMALL, path, value)
 
 
-@pytest.mark.parametrize("name", ["moco", "simclr", "mae"])
+# lr at the published batch, batch, weight decay, epochs, warm-up: MMSelfSup's configs, and the official code where a
+# recipe follows that instead.
+PUBLISHED = {
+    "barlow_twins": (1.6, 2048, 1e-6, 300, 10),
+    "byol": (4.8, 4096, 1e-6, 200, 10),
+    "cae": (1.5e-3, 2048, 0.05, 300, 10),
+    "deepcluster": (0.1, 512, 1e-5, 200, 0),
+    "densecl": (0.03, 256, 1e-4, 200, 0),
+    "mae": (2.4e-3, 4096, 0.05, 400, 40),
+    "moco": (0.03, 256, 1e-4, 200, 0),
+    "moco:PAPER_V1": (0.03, 256, 1e-4, 200, 0),
+    "moco_v3": (9.6, 4096, 1e-6, 100, 10),
+    "npid": (0.03, 256, 1e-4, 200, 0),
+    "odc": (0.06, 512, 1e-5, 440, 0),
+    "relative_loc": (0.2, 512, 1e-4, 70, 5),
+    "rotation_pred": (0.2, 128, 1e-4, 70, 5),
+    "simclr": (0.3, 256, 1e-6, 200, 10),
+    "simmim": (8e-4, 2048, 0.05, 100, 10),
+    "simsiam": (0.05, 256, 1e-4, 100, 0),
+    "swav": (0.6, 256, 1e-6, 200, 0),
+}
+
+
+def test_every_algorithm_has_a_published_recipe() -> None:
+    assert {name.partition(":")[0] for name in PUBLISHED} == set(experiments.names())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_paper_recipes_agree_with_the_published_table(name: str) -> None:
-    """lr at the published batch, weight decay, epochs, warm-up: MMSelfSup's configs."""
-    published = {
-        "moco": (0.03, 256, 1e-4, 200, 0),
-        "simclr": (0.3, 256, 1e-6, 200, 10),
-        "mae": (2.4e-3, 4096, 0.05, 400, 40),
-    }
-    recipe = experiments.load(name).PAPER
+    scale = "auto" if ":" in name else "paper"
+    recipe = resolve(experiments.load_recipe(name, scale).recipe, LARGE).recipe
     optimization, training = recipe.optimization, recipe.training
-    lr, batch, decay, epochs, warmup = published[name]
-    assert optimization.base_lr * batch / 256 == pytest.approx(lr)
+    lr, batch, decay, epochs, warmup = PUBLISHED[name]
+    assert optimization.lr == pytest.approx(lr)
     assert (training.global_batch_size, training.epochs) == (batch, epochs)
     assert optimization.optimizer.kwargs["weight_decay"] == decay
     assert optimization.warmup_epochs == warmup

@@ -1,6 +1,7 @@
 """Reads a checkpoint of another code base into a backbone of ours, and says what fitted."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,8 @@ def import_checkpoint(
         missing=tuple(k for k in _wanted(module) if k not in found),
         unexpected=tuple(k for k in tensors if k not in {entries[name][0] for name in fitting}),
     )
-    _refuse(path, guess.spec, report, misfits, partial)
+    broken = [k for k, v in fitting.items() if not v.isfinite().all()]
+    _refuse(path, guess.spec, report, misfits, broken, partial)
     load_matched(module, fitting, LoadReport(report.matched, (), report.unexpected), str(path))
     backbone = TrainedBackbone(
         guess.spec,
@@ -97,9 +99,13 @@ def _wanted(module: nn.Module) -> list[str]:
     return [k for k in module.state_dict() if not k.endswith("num_batches_tracked")]
 
 
-def _refuse(path: Path, spec: Spec, report: LoadReport, misfits: Mapping[str, Any], partial: bool) -> None:
+def _refuse(
+    path: Path, spec: Spec, report: LoadReport, misfits: Mapping[str, Any], broken: list[str], partial: bool
+) -> None:
     if not [k for k in report.matched if not k.endswith("num_batches_tracked")]:
         raise UserError(f"{path}: no tensor fits {spec}; give the --backbone that was trained")
+    if broken:
+        raise UserError(f"{path}: {broken[0]} holds values that are not finite; training had failed")
     if partial or not (report.missing or misfits):
         return
     problems = []
@@ -120,11 +126,18 @@ def _image_size(spec: Spec) -> int:
     return size
 
 
-class _Foreign(dict[str, Any]):
-    """Stands for an object of a class that is not loaded: what was stored of it goes in and is never looked at."""
+# Classes of settings that are dicts: torch fills no dict but its own kinds.
+_SETTINGS = ("yacs.config.CfgNode", "mmengine.config.config.ConfigDict", "mmcv.utils.config.ConfigDict")
+
+
+class _Foreign:
+    """Stands for an object of a class that is not loaded: what was stored of it is dropped."""
 
     def __init__(self, *_: Any) -> None:
-        super().__init__()
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -140,7 +153,6 @@ def _read(path: Path) -> dict[str, Tensor]:
             Exception
         ):  # not a zip file, so torch < 1.6 wrote it, or it is no checkpoint: the reader will say
             names = []
-    # A class for each name: torch tells them apart by class.
-    foreign: list[Any] = [(type("Foreign", (_Foreign,), {}), name) for name in names]
+    foreign: list[Any] = [(OrderedDict if name in _SETTINGS else _Foreign, name) for name in names]
     with torch.serialization.safe_globals(foreign):
         return read_state_dict(path)

@@ -100,7 +100,7 @@ def encoder_of(source: Source, tensors: Mapping[str, Tensor]) -> dict[str, tuple
     for other in PREFIXES:
         for name, (key, value) in inside.items():
             twin = tensors.get(other + name, value)
-            if twin.shape != value.shape or not torch.equal(twin, value):
+            if twin is not value and (twin.shape != value.shape or not torch.equal(twin, value)):
                 raise UserError(
                     f"{key!r} and {other + name!r} differ: two encoders; keep one of them in the file"
                 )

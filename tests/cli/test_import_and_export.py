@@ -161,6 +161,7 @@ def test_what_is_imported_can_be_exported(ssl_ray, moco_v2) -> None:
         torch.testing.assert_close(model.state_dict()[key], value, rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated")
 @pytest.mark.parametrize("source", ["night", "runs/night", "runs/night/checkpoint_000002"])
 def test_runs_and_checkpoints_are_exported(ssl_ray, run_folder, source) -> None:
     status, out, err = ssl_ray("export", source, "--format", "torchscript", "--out", "x.ts")

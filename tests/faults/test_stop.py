@@ -17,7 +17,10 @@ def test_ctrl_c_ends_with_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, two
     err = tmp_path / "err.txt"
     wait_for(lambda: "step " in err.read_text(), "first reading", process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=120) == 130, err.read_text()
+    try:
+        assert process.wait(timeout=120) == 130, err.read_text()
+    finally:
+        process.kill()
     assert "stopping at the next look, with a checkpoint" in err.read_text()
     assert "Traceback" not in err.read_text()
 

@@ -2,7 +2,8 @@
 
 import argparse
 import json
-import os
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -99,16 +100,30 @@ def test_the_file_says_what_it_holds(tmp_path) -> None:
     assert described["image_size"] == 224
 
 
-class Settings(dict):
-    """Like yacs's nodes, in SimMIM's files: a dict with attributes, and with others inside."""
-
-
-def test_settings_in_objects_of_unknown_classes_are_passed_over(tmp_path) -> None:
+def test_settings_in_objects_of_unknown_classes_are_passed_over(tmp_path, monkeypatch) -> None:
+    """As MAE's and SimMIM's files have them; a CfgNode is a dict with attributes."""
+    yacs = types.ModuleType("yacs.config")
+    yacs.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+    monkeypatch.setitem(sys.modules, "yacs.config", yacs)
     theirs = checkpoints.moco(2)
     theirs.content["args"] = argparse.Namespace(lr=0.03, nested=argparse.Namespace(path=Path("x")))
-    theirs.content["config"] = Settings(model=Settings(depth=50))
+    theirs.content["config"] = yacs.CfgNode(model=yacs.CfgNode(depth=50))
     theirs.content["config"].frozen = True
-    agree(theirs, import_checkpoint(saved(theirs, tmp_path)).backbone.module)
+    path = saved(theirs, tmp_path)
+    monkeypatch.delitem(sys.modules, "yacs.config")
+    agree(theirs, import_checkpoint(path).backbone.module)
+
+
+def test_files_of_old_versions_of_torch(tmp_path) -> None:
+    """MoCo's are older than torch 1.6, which changed the format."""
+    theirs = checkpoints.moco(1)
+    torch.save(theirs.content, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
+    agree(theirs, import_checkpoint(tmp_path / "old.pth.tar").backbone.module)
+
+
+def explode(path: str) -> None:
+    Path(path).touch()
 
 
 class Explosive:
@@ -118,7 +133,7 @@ class Explosive:
         self.path = path
 
     def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+        return explode, (str(self.path),)
 
 
 def test_no_code_in_a_file_runs(tmp_path) -> None:
@@ -168,6 +183,14 @@ def test_nothing_that_fits_is_refused_even_if_partial(tmp_path) -> None:
     path = saved(checkpoints.moco(2), tmp_path)
     with pytest.raises(UserError, match="no tensor fits MAEViT"):
         import_checkpoint(path, architecture=MAE, partial=True)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path) -> None:
+    state = dict(checkpoints.resnet().state_dict())
+    state["layer1.0.bn1.weight"] = torch.full((64,), float("nan"))
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"layer1\.0\.bn1\.weight holds values that are not finite"):
+        import_checkpoint(tmp_path / "x.pth")
 
 
 def test_the_architecture_that_is_given_is_taken(tmp_path) -> None:

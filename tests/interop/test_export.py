@@ -110,9 +110,9 @@ def test_torchvision(tmp_path) -> None:
             ),
         ),
         (
-            SWIN.replace(pad_small_maps=True),
+            SWIN.replace(img_size=32, pad_small_maps=True),
             lambda models: models.SwinTransformer(
-                24,
+                32,
                 2,
                 embed_dim=8,
                 depths=(2, 2, 2),
@@ -144,14 +144,20 @@ def test_safetensors(tmp_path, architecture) -> None:
     assert (read.architecture, read.image_size) == (architecture, backbone.image_size)
 
 
-@pytest.mark.parametrize("architecture", [NARROW, MAE, SWIN])
+def test_images_of_one_channel(tmp_path) -> None:
+    backbone = trained(NARROW.replace(in_channels=1), 16)
+    assert export(backbone, "torchscript", tmp_path / "x.ts").difference < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated")
+@pytest.mark.parametrize("architecture", [NARROW, MAE, MOCO_V3, CAE, SWIN])
 def test_torchscript(tmp_path, architecture) -> None:
     backbone = trained(architecture, 16 if architecture is NARROW else None)
     assert export(backbone, "torchscript", tmp_path / "x.ts").difference < 1e-4
     assert differ(backbone, torch.jit.load(tmp_path / "x.ts")) < 1e-4
 
 
-@pytest.mark.parametrize("architecture", [NARROW, MAE])
+@pytest.mark.parametrize("architecture", [NARROW, MAE, pytest.param(SWIN, marks=pytest.mark.slow)])
 def test_onnx(tmp_path, architecture) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed: nothing to run ONNX with")
@@ -175,6 +181,8 @@ def test_onnx(tmp_path, architecture) -> None:
         (SOBEL, "torchvision", "no ResNet on pixels", "safetensors, onnx, torchscript"),
         (MAE, "torchvision", "no ResNet", "timm, safetensors, onnx, torchscript"),
         (SWIN, "torchvision", "no ResNet", "timm, safetensors, onnx, torchscript"),
+        (SWIN.replace(pad_small_maps=True), "timm", "a map of 3 cells", "safetensors, onnx, torchscript"),
+        (SWIN.replace(img_size=40), "timm", "a map of 5 cells", "safetensors, onnx, torchscript"),
         (RESNET.replace(in_channels=1), "torchvision", "3 channels", "timm, safetensors, onnx, torchscript"),
     ],
 )
@@ -198,7 +206,7 @@ def test_features_that_are_no_numbers_prove_nothing(tmp_path) -> None:
     backbone = trained(NARROW, 16)
     nn.init.constant_(backbone.module.get_parameter("conv1.weight"), float("nan"))
     with pytest.raises(UserError, match="differ from ours by nan"):
-        export(backbone, "safetensors", tmp_path / "x.safetensors")
+        export(backbone, "torchscript", tmp_path / "x.ts")
 
 
 @pytest.mark.parametrize(("name", "package"), [("timm", "timm"), ("onnx", "onnxruntime")])

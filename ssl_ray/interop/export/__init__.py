@@ -12,7 +12,7 @@ import torch
 from ssl_ray.errors import UserError, nearest
 from ssl_ray.interop.backbone_file import TrainedBackbone
 from ssl_ray.interop.export import graphs, ours, timm_models, torchvision_models
-from ssl_ray.interop.export.format import Format
+from ssl_ray.interop.export.format import Format, image_shape
 from ssl_ray.models.encoder import pooled
 
 FORMATS: dict[str, Format] = {
@@ -70,6 +70,9 @@ def export(backbone: TrainedBackbone, name: str, path: Path) -> Exported:
                 f"{max(1.0, scale):.2g}); nothing was written, export --format safetensors instead"
             )
         os.replace(draft, path)
+    except RuntimeError as error:  # a recorder that does not know an operation, a graph that does not run
+        said = str(error).strip().splitlines()[-1]
+        raise UserError(f"format: {name} cannot hold {backbone.architecture}: {said}") from error
     except OSError as error:
         raise UserError(f"out: {str(path)!r} cannot be written: {error.strerror or error}") from error
     finally:
@@ -79,8 +82,7 @@ def export(backbone: TrainedBackbone, name: str, path: Path) -> Exported:
 
 @torch.no_grad()
 def _compare(backbone: TrainedBackbone, chosen: Format, path: Path) -> tuple[float, float]:
-    side = backbone.image_size
-    images = torch.randn(_IMAGES, 3, side, side, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(_IMAGES, *image_shape(backbone), generator=torch.Generator().manual_seed(0))
     expected = pooled(backbone.module, images)
     answered = chosen.reload(backbone, path)(images)
     assert answered.shape == expected.shape, f"{tuple(answered.shape)} instead of {tuple(expected.shape)}"

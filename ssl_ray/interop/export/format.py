@@ -43,3 +43,8 @@ def needed(module: str) -> Any:
 def arguments(backbone: TrainedBackbone) -> dict[str, Any]:
     """All plain arguments of the backbone's class, defaults included."""
     return backbone.architecture.defaults() | backbone.architecture.kwargs
+
+
+def image_shape(backbone: TrainedBackbone) -> tuple[int, int, int]:
+    """(C, H, W) of the images it takes."""
+    return (arguments(backbone).get("in_channels", 3), backbone.image_size, backbone.image_size)

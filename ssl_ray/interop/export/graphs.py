@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_ray.interop.backbone_file import TrainedBackbone
-from ssl_ray.interop.export.format import Features, Format, needed, never
+from ssl_ray.interop.export.format import Features, Format, image_shape, needed, never
 from ssl_ray.models.encoder import pooled
 
 
@@ -24,8 +24,7 @@ class _Pooled(nn.Module):
 
 def _recorded(backbone: TrainedBackbone) -> tuple[nn.Module, Tensor]:
     """What is recorded, and images to record it with."""
-    side = backbone.image_size
-    return _Pooled(backbone.module).eval(), torch.zeros(2, 3, side, side)
+    return _Pooled(backbone.module).eval(), torch.zeros(2, *image_shape(backbone))
 
 
 def _write_onnx(backbone: TrainedBackbone, path: Path) -> None:
@@ -52,12 +51,37 @@ def _reload_onnx(backbone: TrainedBackbone, path: Path) -> Features:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
+class _OneByOne(nn.Module):
+    """A graph for one image, applied to each of a batch."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: list[Tensor] = []
+        for i in range(images.shape[0]):
+            features.append(self.graph(images[i : i + 1]))
+        return torch.cat(features)
+
+
 def _write_torchscript(backbone: TrainedBackbone, path: Path) -> None:
     module, images = _recorded(backbone)
     with warnings.catch_warnings(), torch.no_grad():
         # It is old, and says so; and that checks of the image size are not recorded.
         warnings.simplefilter("ignore")
-        torch.jit.trace(module, images).save(str(path))  # type: ignore[no-untyped-call]
+        graph = torch.jit.trace(module, images)  # type: ignore[no-untyped-call]
+        if not _takes_any_batch(graph, images):
+            graph = torch.jit.script(_OneByOne(torch.jit.trace(module, images[:1])))  # type: ignore[no-untyped-call]
+        graph.save(str(path))
+
+
+def _takes_any_batch(graph: nn.Module, images: Tensor) -> bool:
+    """False where recording made a number of the batch's size, as it does of `len(x)` (but not of `x.shape[0]`)."""
+    try:
+        return len(graph(images[:1])) == 1
+    except RuntimeError:
+        return False
 
 
 def _reload_torchscript(backbone: TrainedBackbone, path: Path) -> Features:

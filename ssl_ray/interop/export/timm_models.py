@@ -9,14 +9,20 @@ from ssl_ray.interop.backbone_file import TrainedBackbone
 from ssl_ray.interop.export.format import Features, Format, arguments, needed
 from ssl_ray.interop.export.torchvision_models import resnet_refusal
 from ssl_ray.models.backbones import CAEViT, MAEViT, MoCoV3ViT, ResNet, SimMIMSwinTransformer
+from ssl_ray.models.backbones.swin import SwinBlock
 
 _VITS = (MAEViT, MoCoV3ViT, CAEViT)
 
 
 def _refusal(backbone: TrainedBackbone) -> str | None:
     target = backbone.architecture.target
-    if target in (*_VITS, SimMIMSwinTransformer):
+    if target in _VITS:
         return None
+    if target is SimMIMSwinTransformer:
+        # Ours pads a map that windows do not fill and then shifts it; timm's shifts it first.
+        blocks = [block for block in backbone.module.modules() if isinstance(block, SwinBlock)]
+        odd = [b for b in blocks if b.shift and b.padding not in (0, b.shift)]
+        return f"a map of {odd[0].side} cells is padded otherwise there" if odd else None
     if target is ResNet:
         return resnet_refusal(backbone)
     return "timm has no such model"
@@ -31,7 +37,7 @@ def _call(backbone: TrainedBackbone) -> tuple[str, dict[str, Any]]:
     if target is SimMIMSwinTransformer:
         same = ("img_size", "patch_size", "embed_dim", "window_size", "mlp_ratio")
         lists = {name: tuple(ours[name]) for name in ("depths", "num_heads")}
-        # A map that is not larger than the window is padded to it there, too, if asked for.
+        # A map that is not larger than the window is shifted there, too, if asked for.
         padded = {"always_partition": True} if ours["pad_small_maps"] else {}
         return "SwinTransformer", common | {name: ours[name] for name in same} | lists | padded
     sizes = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
