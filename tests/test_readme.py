@@ -34,6 +34,7 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines]
 
 
+@pytest.mark.recipes
 def test_your_own_algorithm(tmp_path: Path, two_cpus: str) -> None:
     text = section("Your own algorithm")
     assert write_files(tmp_path, text) == ["vicreg.py"]

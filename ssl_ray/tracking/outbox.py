@@ -54,6 +54,11 @@ class Outbox:
         if len(self._incoming) >= self._batch and not self._away:
             self._wake.set()
 
+    @property
+    def away(self) -> bool:
+        """The last send failed."""
+        return self._away
+
     def flush(self, timeout: float) -> bool:
         """Waits until everything put so far is delivered: at most `timeout` seconds, not at all during an outage.
 

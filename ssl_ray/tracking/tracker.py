@@ -102,8 +102,13 @@ class Tracker:
         delivered = self._artifacts.flush(0)
         return self._metrics.flush(timeout) and delivered
 
-    def close(self, deadline: float = 10.0) -> None:
-        """Delivers what waits, for at most `deadline` seconds; keeps the rest in the run's folder and says so."""
+    def close(self, deadline: float | None = None) -> None:
+        """Delivers what waits, for at most `deadline` seconds; keeps the rest in the run's folder and says so.
+
+        By default 30 seconds, for the first use of a store takes long on a busy machine; 10 during an outage.
+        """
+        if deadline is None:
+            deadline = 10.0 if self._metrics.away or self._artifacts.away else 30.0
         until = time.monotonic() + deadline
         metrics, artifacts = self._metrics.close(until), self._artifacts.close(until)
         if metrics or artifacts:
@@ -149,7 +154,7 @@ class NoTracker:
         """Nothing waits: True."""
         return True
 
-    def close(self, deadline: float = 10.0) -> None:
+    def close(self, deadline: float | None = None) -> None:
         """Nothing."""
 
     def __enter__(self) -> Self:
