@@ -104,7 +104,7 @@ def linear_accuracy(algorithm: BaseModel, dataset: Dataset, size: int) -> float:
         features(algorithm, PlainImages(source, size, None, 256, {}))
         for source in (dataset.train, dataset.val)
     )
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=300))
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=3000))
     probe.fit(train[0].numpy(), train[1].numpy())
     return float(probe.score(val[0].numpy(), val[1].numpy()))
 
