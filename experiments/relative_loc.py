@@ -32,7 +32,7 @@ PAPER = Recipe(
         ),
         decay_factor=5.0,
     ),
-    views=Spec(relative_loc_views, size=255, patch_size=64, gray_p=0.66),  # MMSelfSup; the paper has 96 px
+    views=Spec(relative_loc_views, size=255, patch_side=64, gray_p=0.66),  # MMSelfSup; the paper has 96 px
     optimization=Optimization(
         optimizer=Spec(SGD, momentum=0.9, weight_decay=1e-4),
         base_lr=0.1,  # 0.2 for 512 images
@@ -55,7 +55,7 @@ SMALL = Recipe(
         neck=Spec(RelativeLocNeck, in_channels=128, out_channels=256, dropout=0.5, bn_momentum=0.1),
         head=Spec(ClsHead, in_channels=256, num_classes=8, loss=Spec(CrossEntropyLoss), init_std=0.005),
     ),
-    views=Spec(relative_loc_views, size=42, patch_size=12, crop_fraction=1.0),
+    views=Spec(relative_loc_views, size=42, patch_side=12, crop_fraction=1.0),
     optimization=Optimization(
         optimizer=Spec(AdamW, betas=(0.9, 0.95), weight_decay=0.05), base_lr=0.004, warmup_epochs=0.5
     ),
@@ -66,5 +66,5 @@ SMALL = Recipe(
 SEARCH: Search = {
     "optimization.base_lr": LogUniform(1e-3, 5e-2),
     "algorithm.neck.dropout": Uniform(0.0, 0.5),
-    "views.patch_size": Choice((8, 10, 12, 14)),
+    "views.patch_side": Choice((8, 10, 12, 14)),
 }

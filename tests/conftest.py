@@ -8,25 +8,25 @@ from typing import Any
 
 import pytest
 
-# Tests that start or join a Ray cluster. They take longest, and two clusters would fight for the machine: in a run of
-# several processes they come first and stay in one of them, one after another; so do the tests of any other file.
-OF_RAY = (
+# Tests that share the cluster `two_cpus`. They take longest: in a run of several processes they come first and stay in
+# one of them, one after another; so do the tests of any other file.
+ON_TWO_CPUS = (
     "tests/cli/test_every_recipe.py",
     "tests/cli/test_pretrain.py",
-    "tests/data/test_stream.py",
     "tests/faults/",
     "tests/test_readme.py",
-    "tests/test_wheel.py",
     "tests/tracking/test_run_against_server.py",
     "tests/training/test_cluster.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.nodeid.startswith(OF_RAY))
+    items.sort(key=lambda item: not item.nodeid.startswith(ON_TWO_CPUS))
     for item in items:
-        uses_ray = {"ray_cluster", "two_cpus"} & set(getattr(item, "fixturenames", ()))
-        assert not uses_ray or item.nodeid.startswith(OF_RAY), f"{item.nodeid}: add its file to OF_RAY"
+        shares = "two_cpus" in getattr(item, "fixturenames", ())
+        assert not shares or item.nodeid.startswith(ON_TWO_CPUS), (
+            f"{item.nodeid}: add its file to ON_TWO_CPUS"
+        )
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -35,7 +35,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "of Ray" if nodeid.startswith(OF_RAY) else nodeid.split("::")[0]
+            return "on two CPUs" if nodeid.startswith(ON_TWO_CPUS) else nodeid.split("::")[0]
 
     return ByFile(config, log)
 

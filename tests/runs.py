@@ -71,11 +71,13 @@ def summary(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
 
 
 def checkpoints(folder: Path) -> list[str]:
-    """Registered checkpoints of a run, oldest first."""
+    """Registered checkpoints of a run, oldest first; none while Ray Train is writing the list anew."""
     snapshot = folder / "checkpoint_manager_snapshot.json"
-    if not snapshot.exists():
+    try:
+        results = json.loads(snapshot.read_text())["checkpoint_results"]
+    except (FileNotFoundError, json.JSONDecodeError):
         return []
-    return [r["checkpoint_dir_name"] for r in json.loads(snapshot.read_text())["checkpoint_results"]]
+    return [result["checkpoint_dir_name"] for result in results]
 
 
 def state(checkpoint: str | Path) -> dict[str, Tensor]:

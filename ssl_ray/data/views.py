@@ -255,7 +255,7 @@ def rotation_views(
 
 def relative_loc_views(
     size: Count = 255,
-    patch_size: Count = 64,
+    patch_side: Count = 64,
     gap: Annotated[int, Field(ge=0)] = 0,
     crop_fraction: Share = 255 / 292,
     gray_p: Probability = 0.66,
@@ -265,13 +265,13 @@ def relative_loc_views(
     """RelativeLoc, arXiv 1505.05192: nine patches of one crop, the centre first, then its eight neighbours.
 
     The crop, `crop_fraction` of the image's short side and resampled to `size` pixels, is divided into 3 x 3 cells; a
-    patch of patch_size pixels lies anywhere in its cell. Neighbours come down the first column, the second, the third,
+    patch of patch_side pixels lies anywhere in its cell. Neighbours come down the first column, the second, the third,
     as MMSelfSup numbers its labels 0..7. gap: at least so many pixels lie between two patches, so that no edge runs on
     from one to the next. gray_p: of the whole crop becoming gray; drop_p: of a patch keeping one colour only. Both hide
     chromatic aberration, which would tell where in the picture a patch lies (section 3.1).
     """
     canvas = View(size, RandomSquare(crop_fraction), (Grayscale(gray_p),), interpolation)
-    return ViewPipeline([PatchGrid(canvas, patch_size, gap, (ColorDropping(drop_p),))], eval_size=size)
+    return ViewPipeline([PatchGrid(canvas, patch_side, gap, (ColorDropping(drop_p),))], eval_size=size)
 
 
 def mae_views(

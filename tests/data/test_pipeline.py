@@ -29,7 +29,7 @@ PIPELINES = {
     "two alike": moco_v2_views(size=48),
     "two sizes": swav_views(size=48, small_size=24, num_small=3),
     "one crop, and a mask": cae_views(size=48, token_size=24, patch_size=4, num_masked=50, min_masked=8),
-    "patches": relative_loc_views(size=72, patch_size=20, gap=2, drop_p=0.5),
+    "patches": relative_loc_views(size=72, patch_side=20, gap=2, drop_p=0.5),
     "noise": mae_views(size=48),
     "plain": plain_views(size=48),
 }
@@ -216,7 +216,7 @@ def test_a_reduced_decode_leaves_enough_for_the_largest(pipeline: ViewPipeline, 
 def test_joint_views_of_a_large_jpeg_come_from_a_reduced_decode(preset: Callable[..., ViewPipeline]) -> None:
     image = cv2.resize(photo("flower.jpg"), None, fx=3.0, fy=3.0, interpolation=cv2.INTER_CUBIC)
     pipeline = {
-        relative_loc_views: lambda: relative_loc_views(size=96, patch_size=24),
+        relative_loc_views: lambda: relative_loc_views(size=96, patch_side=24),
         cae_views: lambda: cae_views(size=64, token_size=32, num_masked=5, min_masked=2, min_scale=0.5),
         swav_views: lambda: swav_views(size=64, small_size=16, num_small=2, min_scale=0.5),
     }[preset]()

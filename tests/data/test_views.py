@@ -47,7 +47,7 @@ PHOTO = encode(photo("flower.jpg")[:300, :400], quality=90)
 # Settings that fit 32-px views where the defaults do not.
 SMALL: dict[Preset, dict[str, Any]] = {
     swav_views: {"small_size": 16},
-    relative_loc_views: {"patch_size": 8},
+    relative_loc_views: {"patch_side": 8},
     simmim_views: {"mask_patch_size": 8},
     cae_views: {"token_size": 16, "patch_size": 4, "num_masked": 24, "min_masked": 4},
 }
@@ -139,9 +139,14 @@ def test_every_setting_of_a_preset_is_a_plain_value_with_an_effect(preset: Prese
         if name.endswith("interpolation"):
             value: Any = "bicubic" if default == "bilinear" else "bilinear"
         elif isinstance(default, int):
-            value = {"size": 48, "num_views": 3, "patch_size": 2, "gap": 2, "mask_patch_size": 16}.get(
-                name, default - 2
-            )
+            value = {
+                "size": 48,
+                "num_views": 3,
+                "patch_size": 2,
+                "patch_side": 2,
+                "gap": 2,
+                "mask_patch_size": 16,
+            }.get(name, default - 2)
         elif name in ("degrees", "min_sigma", "max_sigma"):
             value = 1.5
         elif name.endswith("_p"):
