@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_ray.data.pick import some_images
@@ -62,21 +61,12 @@ def log_backbone(tracker: AnyTracker, recipe: Recipe, checkpoint_uri: str) -> No
 
     from ssl_ray.models.encoder import Encoder
     from ssl_ray.training import checkpoint
+    from ssl_ray.training.trained import local_copy
 
     with tempfile.TemporaryDirectory() as directory:
         algorithm = recipe.algorithm.build()
-        state = checkpoint.load(_fetched(checkpoint_uri, directory))
+        state = checkpoint.load(local_copy(checkpoint_uri, directory))
         algorithm.load_state_dict(state["algorithm"])
     side = recipe.views.build().eval_size
     encoder = Encoder(algorithm.backbone, algorithm.data_preprocessor)
     tracker.log_model(encoder, torch.zeros(2, 3, side, side), "backbone", step=state["next_step"])
-
-
-def _fetched(uri: str, directory: str) -> Path:
-    """A checkpoint's folder as a local path; downloaded where it lies in an object store."""
-    if "://" not in uri:
-        return Path(uri)
-    from pyarrow import fs
-
-    fs.copy_files(uri, directory)
-    return Path(directory)

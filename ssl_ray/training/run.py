@@ -1,10 +1,12 @@
 """The driver of a run: data set, cluster, MLflow run, stream, `TorchTrainer`, result."""
 
+import contextlib
 import queue
 import re
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,10 +126,11 @@ def run(
     result = RunResult("finished")
     started = time.monotonic()
     waiting_said = False
+    news: deque[Any] = deque()  # outlives a Ctrl-C, which may come between two events
     with console.progress(stream.stop_step, recipe.name) as progress:
         while True:
             try:
-                for event in _events(stream.dealer, fit):
+                for event in _events(stream.dealer, fit, news):
                     if isinstance(event, Fatal):
                         raise UserError(event.message)
                     if isinstance(event, TrainStatus):
@@ -215,20 +218,23 @@ class _Background:
         return value
 
 
-def _events(dealer: Any, call: _Background) -> Iterator[Any]:
-    """What ranks and data tasks report, until the call has ended and all is read; None when a while brought nothing."""
+def _events(dealer: Any, call: _Background, news: deque[Any]) -> Iterator[Any]:
+    """What ranks and data tasks report, until the call has ended and all is read; None when a while brought nothing.
+
+    news: what is fetched and not yet handed out.
+    """
     while True:
+        while news:
+            yield news.popleft()
         running = call.running
-        try:
-            news = ray.get(dealer.take_news.remote())
-        except ray.exceptions.RayActorError:  # it died and is being started again
-            news = []
-        yield from news
+        with contextlib.suppress(ray.exceptions.RayActorError):  # it died and is being started again
+            news.extend(ray.get(dealer.take_news.remote()))
+        if news:
+            continue
         if not running:
             return
-        if not news:
-            yield None
-            time.sleep(POLL_S)
+        yield None
+        time.sleep(POLL_S)
 
 
 def _logging_config(verbose: bool) -> Any:

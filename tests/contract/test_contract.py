@@ -168,7 +168,7 @@ def test_bf16_autocast_stays_finite(name):
 
 
 @every_algorithm
-def test_the_teacher_moves_and_only_after_the_step(name):
+def test_the_teacher_moves_and_takes_no_gradient(name):
     run = fresh(name)
     teacher = getattr(run.algorithm, "teacher", None)
     if teacher is None:

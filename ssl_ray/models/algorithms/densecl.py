@@ -1,7 +1,6 @@
 """DenseCL (Wang et al. 2021, arXiv 2011.09157)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_ray import distributed
@@ -12,6 +11,7 @@ from ssl_ray.models.memories.queue import Queue
 from ssl_ray.models.necks.densecl_neck import DenseProjection
 from ssl_ray.models.shuffle_bn import encode, encode_shuffled
 from ssl_ray.models.teacher import Teacher
+from ssl_ray.models.unit import unit
 
 
 class DenseCL(BaseModel):
@@ -81,7 +81,7 @@ class DenseCL(BaseModel):
 
         Metrics loss_single and loss_dense are weighted: they add up to the loss.
         """
-        q = DenseProjection(*map(_unit, self.neck(self.backbone(views[0]))))
+        q = DenseProjection(*map(unit, self.neck(self.backbone(views[0]))))
         k = self._keys(views[1], samples.get("shuffle"))
         with torch.autocast(q.image.device.type, enabled=False):
             pos = (q.image * k.image).sum(1, keepdim=True)
@@ -102,7 +102,7 @@ class DenseCL(BaseModel):
 
     def predict(self, views: Views, samples: Samples) -> Tensor:
         """What cells are matched by: the backbone's last map of view 0, each cell of unit length, (B, C, H * W)."""
-        return _unit(self.backbone(views[0])[-1].flatten(2))
+        return unit(self.backbone(views[0])[-1].flatten(2))
 
     @torch.no_grad()
     def _keys(self, images: Tensor, shuffle: Tensor | None) -> DenseProjection:
@@ -111,7 +111,7 @@ class DenseCL(BaseModel):
             keys = encode_shuffled(self.teacher, images, self.split_bn, shuffle)
         else:
             keys = encode(self.teacher, images, self.split_bn)
-        return DenseProjection(*map(_unit, keys))
+        return DenseProjection(*map(unit, keys))
 
     def after_step(self, state: dict[str, Tensor], progress: Progress) -> None:
         """Moves the teacher, then puts the keys of all ranks into the queues, in global row order."""
@@ -125,8 +125,3 @@ class DenseCL(BaseModel):
 def correspondence(queries: Tensor, keys: Tensor) -> Tensor:
     """For each cell of `queries` the most similar cell of `keys`, (B, S) int64. Both are (B, C, S) of unit length."""
     return (queries.mT @ keys).argmax(2)
-
-
-def _unit(x: Tensor) -> Tensor:
-    """(B, C, ...) with vectors along C of unit length, in float32 at least."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)

@@ -1,7 +1,6 @@
 """MoCo v1 / v2 (He et al. 2019, arXiv 1911.05722; Chen et al. 2020, arXiv 2003.04297)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_ray import distributed
@@ -11,6 +10,7 @@ from ssl_ray.models.heads.contrastive_head import ContrastiveHead
 from ssl_ray.models.memories.queue import Queue
 from ssl_ray.models.shuffle_bn import encode, encode_shuffled
 from ssl_ray.models.teacher import Teacher
+from ssl_ray.models.unit import unit
 
 
 class MoCo(BaseModel):
@@ -79,14 +79,14 @@ class MoCo(BaseModel):
 
     def predict(self, views: Views, samples: Samples) -> Tensor:
         """Embedding (B, D): the projection of view 0, of unit length."""
-        return _unit(self.neck(self.backbone(views[0])))
+        return unit(self.neck(self.backbone(views[0])))
 
     @torch.no_grad()
     def _keys(self, images: Tensor, shuffle: Tensor | None) -> Tensor:
         """Unit keys (B, D) of this rank's `images`, encoded in shuffled order where that matters."""
 
         def encoder(group: Tensor) -> tuple[Tensor]:
-            return (_unit(self.teacher(group)),)
+            return (unit(self.teacher(group)),)
 
         if self.shuffle_bn:
             (keys,) = encode_shuffled(encoder, images, self.split_bn, shuffle)
@@ -98,8 +98,3 @@ class MoCo(BaseModel):
         """Moves the teacher, then puts the keys of all ranks into the queue, in global row order."""
         self.teacher.update(self.backbone, self.neck, self.momentum)
         self.queue.enqueue(distributed.gather(state["keys"]))
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Rows of unit length, in float32 at least."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)

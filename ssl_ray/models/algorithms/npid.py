@@ -1,7 +1,6 @@
 """NPID, instance discrimination with a memory bank (Wu et al. 2018, arXiv 1805.01978)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_ray import distributed
@@ -10,6 +9,7 @@ from ssl_ray.models.base import BaseModel, Output, Progress, Samples, Views
 from ssl_ray.models.counter_random import random_bits
 from ssl_ray.models.heads.contrastive_head import ContrastiveHead
 from ssl_ray.models.memories.simple_memory import SimpleMemory
+from ssl_ray.models.unit import unit
 
 
 class NPID(BaseModel):
@@ -78,8 +78,7 @@ class NPID(BaseModel):
 
     def predict(self, views: Views, samples: Samples) -> Tensor:
         """Embedding (B, D): the projection of view 0, of unit length, in float32 at least."""
-        v: Tensor = self.neck(self.backbone(views[0]))
-        return F.normalize(v.to(torch.promote_types(v.dtype, torch.float32)), dim=1)
+        return unit(self.neck(self.backbone(views[0])))
 
     def _draw(self, index: Tensor) -> Tensor:
         """Negatives (B, num_negatives): the same for a row of the global batch on any number of workers."""

@@ -1,11 +1,11 @@
 """The head of MoCo v3: a predicted query must find its key among those of the whole batch."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_ray import distributed
 from ssl_ray.models.losses.cross_entropy_loss import CrossEntropyLoss
+from ssl_ray.models.unit import unit
 
 
 class MoCoV3Head(nn.Module):
@@ -28,13 +28,8 @@ class MoCoV3Head(nn.Module):
         """Scalar loss of this rank's rows. projection, target: (B, D); no gradient goes to the target."""
         query = self.predictor((projection,))
         with torch.autocast(query.device.type, enabled=False):
-            keys = distributed.gather(_unit(target))  # (N, D)
-            logits = _unit(query) @ keys.T / self.temperature
+            keys = distributed.gather(unit(target))  # (N, D)
+            logits = unit(query) @ keys.T / self.temperature
             own = distributed.local_rows(torch.arange(len(keys), device=keys.device))
             loss: Tensor = self.loss(logits, own)
         return loss
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Rows of unit length, in float32 at least."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_ray.models.necks.nonlinear_neck import NonLinearNeck
+from ssl_ray.models.unit import unit
 
 
 class SwAVNeck(nn.Module):
@@ -45,4 +45,4 @@ class SwAVNeck(nn.Module):
         last = [maps[-1] for maps in features]
         x = torch.cat([m.mean((2, 3)) for m in last] if self.with_avg_pool else last)
         z = self.projection([x])
-        return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
+        return unit(z)
