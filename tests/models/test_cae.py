@@ -8,7 +8,8 @@ from torch import nn
 
 from ssl_ray.errors import UserError
 from ssl_ray.models import CAE, CAEHead, CAELoss, CAENeck, CAEViT, DataPreprocessor, Progress, Tokenizer
-from ssl_ray.models.backbones.cae_vit import CAEBlock, NoKeyBiasAttention, dropped, scale_factors
+from ssl_ray.models.backbones.cae_vit import CAEBlock, NoKeyBiasAttention, scale_factors
+from ssl_ray.models.backbones.drop_path import dropped
 from ssl_ray.models.backbones.vit import Attention
 from ssl_ray.models.meta import without_memory
 from ssl_ray.models.necks.cae_neck import CrossAttention, RegressorBlock

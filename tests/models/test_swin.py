@@ -9,8 +9,8 @@ from torchvision.models.swin_transformer import SwinTransformer
 
 from ssl_ray.errors import UserError
 from ssl_ray.models import SimMIMSwinTransformer
+from ssl_ray.models.backbones.drop_path import dropped
 from ssl_ray.models.backbones.swin import (
-    DropPath,
     PatchMerging,
     SwinBlock,
     WindowAttention,
@@ -165,12 +165,12 @@ def test_what_is_hidden_cannot_be_seen():
 
 def test_drop_path_drops_whole_images_in_training_and_grows_with_depth():
     torch.manual_seed(0)
-    drop, x = DropPath(0.5), torch.ones(1000, 2, 3)
-    out = drop(x)
+    x = torch.ones(1000, 2, 3)
+    out = dropped(x, 0.5, training=True)
     assert set(out.flatten(1).unique(dim=0).sum(1).tolist()) == {0, 12}
     assert 0.9 < out.mean() < 1.1
-    assert drop.eval()(x) is x
-    rates = [b.drop_path.rate for s in swin(drop_path=0.3).layers for b in s.blocks]
+    assert dropped(x, 0.5, training=False) is x
+    rates = [b.drop_path for s in swin(drop_path=0.3).layers for b in s.blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
 
 

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_ray.models.backbones.drop_path import dropped, growing_rates
 from ssl_ray.models.backbones.vit import (
     MLP,
     Attention,
@@ -144,18 +145,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
 def scale_factors(dim: int, start: float) -> nn.Parameter | float:
     """Layer scale: learned factors (dim,) of a residual branch, or 1 where `start` is 0."""
     return nn.Parameter(torch.full((dim,), start)) if start else 1.0
-
-
-def dropped(branch: Tensor, rate: float, training: bool) -> Tensor:
-    """A residual branch (B, N, D), left out with probability `rate` per image in training (arXiv 1603.09382)."""
-    if not training or rate == 0:
-        return branch
-    return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(1 - rate) / (1 - rate)
-
-
-def growing_rates(last: float, depth: int) -> list[float]:
-    """Rates of `depth` blocks, growing linearly from 0 to `last`."""
-    return [last * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def init_truncated(weight: Tensor) -> None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_ray.errors import UserError
+from ssl_ray.models.backbones.drop_path import growing_rates
 from ssl_ray.models.backbones.vit import (
     Block,
     PatchEmbed,
@@ -50,7 +51,7 @@ class MAEViT(nn.Module):
         self.feature_dim = embed_dim
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.register_buffer("pos_embed", sincos_positions(self.patch_embed.grid, embed_dim))
-        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        rates = growing_rates(drop_path, depth)
         self.blocks = nn.Sequential(*(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates))
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         nn.init.normal_(self.cls_token, std=0.02)

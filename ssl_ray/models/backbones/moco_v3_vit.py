@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ssl_ray.models.backbones.drop_path import growing_rates
 from ssl_ray.models.backbones.vit import (
     Attention,
     Block,
@@ -47,7 +48,7 @@ class MoCoV3ViT(nn.Module):
         self.feature_dim = embed_dim
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.register_buffer("pos_embed", sincos_positions(self.patch_embed.grid, embed_dim))
-        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        rates = growing_rates(drop_path, depth)
         self.blocks = nn.Sequential(*(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates))
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self._init_weights()

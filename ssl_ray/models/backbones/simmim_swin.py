@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_ray.errors import UserError
+from ssl_ray.models.backbones.drop_path import growing_rates
 from ssl_ray.models.backbones.swin import PatchMerging, SwinBlock, SwinPatchEmbed
 
 
@@ -64,7 +65,7 @@ class SimMIMSwinTransformer(nn.Module):
         self.patch_embed = SwinPatchEmbed(img_size, patch_size, in_channels, embed_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         total = sum(depths)
-        rates = iter([drop_path * i / max(total - 1, 1) for i in range(total)])
+        rates = iter(growing_rates(drop_path, total))
         stages, side, dim = [], img_size // patch_size, embed_dim
         for i, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
             fits = side > window_size or pad_small_maps

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_ray.errors import UserError
+from ssl_ray.models.backbones.drop_path import dropped
 from ssl_ray.models.backbones.vit import MLP, PatchEmbed
 
 # What is added to the logits of cells that do not belong together, as published: e^-100 is nothing beside 1.
@@ -61,21 +62,6 @@ class WindowAttention(nn.Module):
         return projected
 
 
-class DropPath(nn.Module):
-    """Skips a residual branch with probability `rate`, per image, in training (arXiv 1603.09382)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, branch: Tensor) -> Tensor:
-        """(B, ...) -> the same: rows of 0, the others divided by 1 - rate."""
-        if not self.training or self.rate == 0:
-            return branch
-        rows = branch.new_empty(len(branch), *[1] * (branch.ndim - 1))
-        return branch * rows.bernoulli_(1 - self.rate) / (1 - self.rate)
-
-
 class SwinBlock(nn.Module):
     """Attention in windows of `window` x `window` cells and an MLP, pre-norm (figure 3b, eq. 3).
 
@@ -103,13 +89,13 @@ class SwinBlock(nn.Module):
         self.attn = WindowAttention(dim, window, num_heads)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = MLP(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = drop_path
         self.register_buffer("apart", _apart(side + self.padding, window, shift), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, S, C) -> the same."""
-        x = x + self.drop_path(self._attend(self.norm1(x)))
-        branch: Tensor = self.drop_path(self.mlp(self.norm2(x)))
+        x = x + dropped(self._attend(self.norm1(x)), self.drop_path, self.training)
+        branch: Tensor = dropped(self.mlp(self.norm2(x)), self.drop_path, self.training)
         return x + branch
 
     def _attend(self, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_ray.errors import UserError
+from ssl_ray.models.backbones.drop_path import dropped
 
 logger = logging.getLogger(__name__)
 
@@ -95,14 +96,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        x = x + self._drop(self.attn(self.norm1(x)))
-        return x + self._drop(self.mlp(self.norm2(x)))
-
-    def _drop(self, branch: Tensor) -> Tensor:
-        if not self.training or self.drop_path == 0:
-            return branch
-        keep = 1 - self.drop_path
-        return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(keep) / keep
+        x = x + dropped(self.attn(self.norm1(x)), self.drop_path, self.training)
+        return x + dropped(self.mlp(self.norm2(x)), self.drop_path, self.training)
 
 
 def xavier_init(module: nn.Module) -> None:

@@ -7,11 +7,10 @@ from ssl_ray.errors import UserError
 from ssl_ray.models.backbones.cae_vit import (
     CAEBlock,
     attend,
-    dropped,
-    growing_rates,
     init_truncated,
     scale_factors,
 )
+from ssl_ray.models.backbones.drop_path import dropped, growing_rates
 from ssl_ray.models.backbones.vit import MLP, xavier_init
 
 
