@@ -34,7 +34,7 @@ def _row(name: str, recipe: "Recipe") -> tuple[str | None, ...]:
         _name(parts.get("backbone")),
         _name(parts.get("neck")),
         _name(head),
-        _name(head.kwargs.get("loss")) if head else None,
+        _loss(head),
         _memory(recipe),
         paper.result,
     )
@@ -44,13 +44,22 @@ def _name(part: Any) -> str | None:
     return None if part is None else str(part.name)
 
 
-def _memory(recipe: "Recipe") -> str | None:
-    """The type of the algorithm's attribute `memory`, as its class declares it, or the length of its queue."""
-    from typing import get_type_hints
+def _loss(head: Any) -> str | None:
+    """The head's loss: the one it is given, else the one it makes itself."""
+    from ssl_ray.models.meta import without_memory
 
-    declared = get_type_hints(recipe.algorithm.target).get("memory")
-    if declared is not None:
-        return str(declared.__name__)
+    if head is None:
+        return None
+    if (given := head.kwargs.get("loss")) is not None:
+        return _name(given)
+    with without_memory():
+        return type(head.build().loss).__name__
+
+
+def _memory(recipe: "Recipe") -> str | None:
+    """The memory that the algorithm is given, or the length of its queue."""
+    if (memory := recipe.algorithm.kwargs.get("memory")) is not None:
+        return _name(memory)
     arguments = recipe.algorithm.defaults() | recipe.algorithm.kwargs
     size = arguments.get("queue_size")
     return f"queue of {size}" if size else None

@@ -112,6 +112,14 @@ def test_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         "memory": "queue of 65536",
         "published result": "67.5 linear (200 epochs)",
     }
+    assert {name: row["memory"] for name, row in rows.items() if row["memory"]} == {
+        "densecl": "queue of 65536",
+        "moco": "queue of 65536",
+        "npid": "SimpleMemory",
+        "odc": "ODCMemory",
+        "swav": "queue of 3840",
+    }
+    assert all(row["loss"] for row in rows.values()), "MoCoV3's head makes its own"
     assert run(monkeypatch, "list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(rows) + 2  # title, header
