@@ -14,7 +14,7 @@ from ssl_ray.errors import UserError
 from ssl_ray.interop.architecture import Guess, guess_architecture
 from ssl_ray.interop.backbone_file import TrainedBackbone
 from ssl_ray.interop.official import encoder_of, identify
-from ssl_ray.interop.weights import LoadReport, load_matched, read_state_dict
+from ssl_ray.interop.weights import LoadReport, load_matched, read_state_dict, refuse_non_finite
 from ssl_ray.spec import Spec
 
 
@@ -61,8 +61,8 @@ def import_checkpoint(
         missing=tuple(k for k in _wanted(module) if k not in found),
         unexpected=tuple(k for k in tensors if k not in {entries[name][0] for name in fitting}),
     )
-    broken = [k for k, v in fitting.items() if not v.isfinite().all()]
-    _refuse(path, guess.spec, report, misfits, broken, partial)
+    refuse_non_finite(fitting, str(path))
+    _refuse(path, guess.spec, report, misfits, partial)
     load_matched(module, fitting, LoadReport(report.matched, (), report.unexpected), str(path))
     backbone = TrainedBackbone(
         guess.spec,
@@ -99,13 +99,9 @@ def _wanted(module: nn.Module) -> list[str]:
     return [k for k in module.state_dict() if not k.endswith("num_batches_tracked")]
 
 
-def _refuse(
-    path: Path, spec: Spec, report: LoadReport, misfits: Mapping[str, Any], broken: list[str], partial: bool
-) -> None:
+def _refuse(path: Path, spec: Spec, report: LoadReport, misfits: Mapping[str, Any], partial: bool) -> None:
     if not [k for k in report.matched if not k.endswith("num_batches_tracked")]:
         raise UserError(f"{path}: no tensor fits {spec}; give the --backbone that was trained")
-    if broken:
-        raise UserError(f"{path}: {broken[0]} holds values that are not finite; training had failed")
     if partial or not (report.missing or misfits):
         return
     problems = []

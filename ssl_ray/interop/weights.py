@@ -110,7 +110,8 @@ def load_backbone(backbone: nn.Module, source: str | Path | Mapping[str, Tensor]
 
     Known prefixes (`module.`, `backbone.`, `encoder_q.`, ...) and MMSelfSup's ViT and Swin names are understood; what
     belongs to necks, heads and momentum encoders is not used. Raises UserError unless every tensor of the backbone is
-    found with its shape (BN's batch counters may be missing), or if two copies of the backbone in the source disagree.
+    found with its shape (BN's batch counters may be missing) and finite, or if two copies of the backbone in the source
+    disagree.
     """
     origin = "weights" if isinstance(source, Mapping) else str(source)
     theirs = source if isinstance(source, Mapping) else read_state_dict(source)
@@ -125,6 +126,7 @@ def load_backbone(backbone: nn.Module, source: str | Path | Mapping[str, Tensor]
             found = {renamed(k, renames): entry for k, entry in inside.items()}
             candidates.append({k: entry for k, entry in found.items() if k in own})
     best = max(candidates, key=len)
+    refuse_non_finite(dict(best.values()), origin)  # a NaN is not equal to itself: before copies are compared
     for other in candidates:
         if len(other) == len(best) and any(not torch.equal(other[k][1], best[k][1]) for k in other):
             a, b = (next(iter(c.values()))[0] for c in (best, other))
@@ -161,6 +163,16 @@ def load_matched(
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{origin}: shapes differ from {name}'s: {reason}") from error
     logger.info("%s -> %s: %s", origin, name, report)
+
+
+def refuse_non_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Raises UserError naming the first of `tensors` that holds NaN or an infinite value."""
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise UserError(
+                f"{origin}: {name} holds non-finite values: the training that wrote it had failed; choose an earlier "
+                "checkpoint"
+            )
 
 
 def read_state_dict(source: str | Path) -> dict[str, Tensor]:

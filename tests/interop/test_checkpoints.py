@@ -189,7 +189,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path) -> None:
     state = dict(checkpoints.resnet().state_dict())
     state["layer1.0.bn1.weight"] = torch.full((64,), float("nan"))
     torch.save(state, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"layer1\.0\.bn1\.weight holds values that are not finite"):
+    with pytest.raises(UserError, match=r"layer1\.0\.bn1\.weight holds non-finite values"):
         import_checkpoint(tmp_path / "x.pth")
 
 

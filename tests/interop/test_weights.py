@@ -72,6 +72,17 @@ def test_equal_duplicates_pass_and_different_ones_are_refused(trained, fresh):
         load_backbone(fresh, twice)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("prefixes", [("",), ("backbone.", "encoder_q.0.")])
+def test_weights_that_are_not_finite_are_refused(trained, fresh, value, prefixes):
+    state = trained.state_dict()
+    state["layer2.0.conv1.weight"][0, 0] = value
+    before = fresh.layer1[0].conv1.weight.clone()
+    with pytest.raises(UserError, match=rf"{prefixes[0]}layer2\.0\.conv1\.weight holds non-finite values"):
+        load_backbone(fresh, {p + k: v for p in prefixes for k, v in state.items()})
+    assert torch.equal(fresh.layer1[0].conv1.weight, before)
+
+
 def test_batch_counters_may_be_missing_but_nothing_else(trained, fresh):
     state = {k: v for k, v in trained.state_dict().items() if not k.endswith("num_batches_tracked")}
     assert load_backbone(fresh, state).missing == ()
