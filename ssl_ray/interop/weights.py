@@ -194,6 +194,8 @@ def read_state_dict(source: str | Path) -> dict[str, Tensor]:
     else:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise _unreadable(str(path), error) from error
         except Exception as error:  # what torch raises for a file of another kind depends on its bytes
             raise UserError(
                 f"{path}: not a file of plain tensors, and others are not read because they can run code; "
@@ -232,19 +234,30 @@ def _torchvision(name: str) -> dict[str, Tensor]:
         raise UserError(
             f"torchvision:{name}: torchvision has no such weights; {nearest(name, known)}"
         ) from error
-    state_dict: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+    try:
+        state_dict: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise _unreadable(f"torchvision:{name}", error) from error
     return state_dict
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        from safetensors import SafetensorError  # type: ignore[import-not-found, unused-ignore]
         from safetensors.torch import load_file  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise UserError(
             f"{path}: reading it needs a package that is not here; pip install safetensors"
         ) from error
-    tensors: dict[str, Tensor] = load_file(path)
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(str(path), error) from error
     return tensors
+
+
+def _unreadable(source: str, error: Exception) -> UserError:
+    return UserError(f"{source}: cannot be read ({error}); choose another file")
 
 
 def _some(names: Sequence[str] | Mapping[str, Any]) -> str:

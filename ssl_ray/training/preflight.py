@@ -1,5 +1,6 @@
 """Before anything starts: can this recipe's views, algorithm and optimiser be made, and do their shapes fit."""
 
+import copy
 import logging
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,6 +11,7 @@ from torch._subclasses import FakeTensorMode
 
 from ssl_ray.data.pipeline import ViewPipeline
 from ssl_ray.errors import UserError
+from ssl_ray.interop.weights import load_backbone
 from ssl_ray.models.base import BaseModel
 from ssl_ray.models.meta import without_memory
 from ssl_ray.recipe import Recipe
@@ -25,9 +27,9 @@ _MAX_ROWS = 16
 def preflight(recipe: Recipe) -> None:
     """Builds a resolved recipe's parts and takes one loss of blank images, in tensors without memory: a second or two.
 
-    What fails so is tried again with real tensors, for a user's module may ask for their values. Pretrained
-    weights are left out. Raises UserError naming the part of the recipe that does not work: a worker would meet the
-    same mistake only after Ray has started, and again at each restart.
+    What fails so is tried again with real tensors, for a user's module may ask for their values. Pretrained weights are
+    read, and loaded into the backbone alone. Raises UserError naming the part of the recipe that does not work: a
+    worker would meet the same mistake only after Ray has started, and again at each restart.
     """
     pipeline: ViewPipeline = _judge("views", recipe.views.build)
     _judge("views", lambda: _views_of_blank(pipeline))
@@ -35,11 +37,18 @@ def preflight(recipe: Recipe) -> None:
     try:
         with without_memory():
             algorithm = _build(recipe)
+            backbone = copy.deepcopy(algorithm.backbone)
         # Unlike the meta device's these tensors say that they are on a CPU, which autocast wants to hear.
         with FakeTensorMode(allow_non_fake_inputs=True):
             _take_loss(recipe, pipeline, algorithm.to_empty(device="cpu"))
     except _MISTAKES:
-        _take_loss(recipe, pipeline, _build(recipe))
+        algorithm = _build(recipe)
+        _take_loss(recipe, pipeline, algorithm)
+        backbone = algorithm.backbone
+    pretrained = recipe.algorithm.kwargs.get("pretrained")
+    if isinstance(pretrained, str):
+        # Memory that nothing has written to yet costs nothing.
+        _judge("algorithm.pretrained", lambda: load_backbone(backbone.to_empty(device="cpu"), pretrained))
 
 
 def _views_of_blank(pipeline: ViewPipeline) -> None:

@@ -82,6 +82,7 @@ def test_refused(monkeypatch, capsys, elsewhere, arguments, said) -> None:
         ("mae", "algorithm.backbone.num_heads=5", "num_heads: 5 does not divide the width 96"),
         ("mae", "views.size=30", "patch_size 4 does not divide views.size 30"),
         ("simclr", "views.size=-3", "views.size: "),
+        ("simclr", "algorithm.pretrained=none.pth", "algorithm.pretrained: none.pth: no such file"),
         (
             "moco",
             "optimization.optimizer.weight_decay=-1.0",

@@ -121,6 +121,23 @@ def test_what_is_no_weights_file(tmp_path):
             read_state_dict(f"torchvision:{name}")
 
 
+def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "closed.pth").write_bytes(b"")
+    monkeypatch.setattr(torch, "load", denied)
+    with pytest.raises(UserError, match=r"closed\.pth: cannot be read \(.*Permission denied\)"):
+        read_state_dict(tmp_path / "closed.pth")
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", denied)
+    with pytest.raises(UserError, match=r"torchvision:ResNet18_Weights\.IMAGENET1K_V1: cannot be read"):
+        read_state_dict("torchvision:ResNet18_Weights.IMAGENET1K_V1")
+    pytest.importorskip("safetensors")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    with pytest.raises(UserError, match=r"text\.safetensors: cannot be read"):
+        read_state_dict(tmp_path / "text.safetensors")
+
+
 def test_torchvision_names_go_through_torchvision(tmp_path, monkeypatch, fresh):
     """The file lies in the cache, where torchvision's own download would have put it."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

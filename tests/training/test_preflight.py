@@ -1,4 +1,6 @@
 import logging
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,5 +78,24 @@ def test_a_module_that_asks_for_values_is_no_mistake(monkeypatch: pytest.MonkeyP
     assert len(seen) == 1
 
 
-def test_pretrained_weights_are_not_read() -> None:
-    preflight(override(recipe("simclr", "SMALL"), "algorithm.pretrained", "no/such/weights.pt"))
+def test_pretrained_weights_must_be_there_and_fit(tmp_path: Path) -> None:
+    def judge(path: Path) -> None:
+        preflight(override(recipe("simclr", "SMALL"), "algorithm.pretrained", str(path)))
+
+    backbone = recipe("simclr", "SMALL").algorithm.kwargs["backbone"]
+    torch.save(backbone.build().state_dict(), tmp_path / "fits.pth")
+    torch.save(backbone.replace(width=8).build().state_dict(), tmp_path / "narrow.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as torch's when weights are loaded into tensors without memory
+        judge(tmp_path / "fits.pth")
+    for name, said in (
+        ("none.pth", "no such file"),
+        ("text.pth", "not a file of plain tensors"),
+        ("narrow.pth", "shapes differ from ResNet's"),
+    ):
+        with pytest.raises(UserError) as error:
+            judge(tmp_path / name)
+        assert str(error.value).startswith(f"algorithm.pretrained: {tmp_path / name}: {said}")
+        assert "\n" not in str(error.value)
