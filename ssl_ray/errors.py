@@ -8,6 +8,10 @@ class UserError(ValueError):
     """A mistake in what the user gave. The message says what was wrong, the value, what is allowed, what to do."""
 
 
+MISTAKES = (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, AssertionError)
+"""What a call raises for arguments that it cannot work with, if nobody thought of them."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Returns "did you mean 'x'?" for a close match of `name`, else the whole list of what is allowed."""
     names = sorted(allowed)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ssl_ray.checks import signature
+from ssl_ray.checks import REQUIRED, signature
 from ssl_ray.errors import UserError, nearest
 from ssl_ray.names import find
 from ssl_ray.spec import Spec
@@ -26,6 +26,13 @@ def children(node: Any) -> dict[str, Any] | None:
     if isinstance(node, list | tuple):
         return {str(i): v for i, v in enumerate(node)}
     return None
+
+
+def value_at(node: Any, path: str) -> Any:
+    """What `path` names below `node`; None if there is no such thing, or nobody gave it a value."""
+    for name in path.split("."):
+        node = (children(node) or {}).get(name)
+    return None if node is REQUIRED else node
 
 
 def replace_at(node: Any, path: str, value: Any) -> Any:

@@ -20,6 +20,7 @@ LAYERS = [
     {"interop.weights"},  # reads files of tensors: an algorithm's `pretrained`
     {"models"},
     {"interop", "data", "tracking"},  # the rest of interop translates foreign names to modules of ours
+    {"rules"},  # what follows from what in a recipe
     {"evaluation", "resolve", "experiments"},  # a recipe meets a data set
     {"training"},
     {"tuning"},

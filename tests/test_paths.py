@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from ssl_ray.errors import UserError
-from ssl_ray.paths import format_value, parse_value, replace_at, walk
+from ssl_ray.paths import format_value, parse_value, replace_at, value_at, walk
 from ssl_ray.spec import Spec
 from tests.test_spec import NESTED, Backbone, Head
 
@@ -132,3 +132,11 @@ def test_every_path_that_walk_names_can_be_set() -> None:
         ):  # CrossEntropyLoss: tensors and deprecated flags
             continue
         assert dict(walk(replace_at(NESTED, path, value))).keys() == paths.keys()
+
+
+def test_the_value_at_a_path() -> None:
+    linear = Spec(nn.Linear, in_features=2)
+    assert value_at({"a": [linear]}, "a.0.in_features") == 2
+    assert value_at(linear, "bias") is True, "its default"
+    for path in ("out_features", "nothing", "in_features.nothing"):  # required and not given; not there
+        assert value_at(linear, path) is None

@@ -10,7 +10,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from ssl_ray.data.pipeline import ViewPipeline
-from ssl_ray.errors import UserError
+from ssl_ray.errors import MISTAKES, UserError
 from ssl_ray.interop.weights import load_backbone
 from ssl_ray.models.base import BaseModel
 from ssl_ray.models.meta import without_memory
@@ -19,7 +19,6 @@ from ssl_ray.training.optim import build_optimizer
 
 T = TypeVar("T")
 
-_MISTAKES = (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, AssertionError)
 # Enough for batch norm over parts of a batch; few enough for a CPU.
 _MAX_ROWS = 16
 
@@ -41,7 +40,7 @@ def preflight(recipe: Recipe) -> None:
         # Unlike the meta device's these tensors say that they are on a CPU, which autocast wants to hear.
         with FakeTensorMode(allow_non_fake_inputs=True):
             _take_loss(recipe, pipeline, algorithm.to_empty(device="cpu"))
-    except _MISTAKES:
+    except MISTAKES:
         algorithm = _build(recipe)
         _take_loss(recipe, pipeline, algorithm)
         backbone = algorithm.backbone
@@ -84,6 +83,6 @@ def _judge(part: str, call: Callable[[], T]) -> T:
         return call()
     except UserError as error:
         raise UserError(f"{part}: {error}") from error
-    except _MISTAKES as error:
+    except MISTAKES as error:
         said = str(error) or type(error).__name__
         raise UserError(f"{part}: {said}; `ssl-ray show` lists every value, --set changes one") from error

@@ -30,6 +30,8 @@ class DALLETokenizer(Tokenizer):
     Raises UserError if the file is not there or holds something else.
     """
 
+    cell_size = 8
+
     def __init__(self, weights: str = "dalle_encoder.pth") -> None:
         super().__init__()
         if not Path(weights).is_file():

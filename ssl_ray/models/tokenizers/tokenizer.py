@@ -9,9 +9,13 @@ Collect = Callable[[Callable[[Tensor], Tensor]], tuple[Tensor, Tensor]]
 
 
 class Tokenizer(nn.Module):
-    """From images to token numbers 0..num_tokens - 1. Never trained by gradient: subclasses hold buffers only."""
+    """From images to token numbers 0..num_tokens - 1. Never trained by gradient: subclasses hold buffers only.
+
+    cell_size: side in pixels of what becomes one token; a recipe fits the size of the tokenizer's view to it.
+    """
 
     num_tokens: int
+    cell_size: int
 
     def forward(self, images: Tensor) -> Tensor:
         """Tokens (B, rows, columns) int64 of images (B, 3, H, W), floats in [0, 1]. Takes no gradient."""
