@@ -40,7 +40,9 @@ def from_config(config: Config) -> BaseModel:
     Raises UserError for an algorithm, module or setting without counterpart here.
     """
     if "type" not in config and "model" in config:
-        config = config["model"]
+        # As their runner does: the preprocessor beside the model is for a model that has none.
+        around = {"data_preprocessor": config.get("data_preprocessor")}
+        config = {**around, **config["model"]}
     return _lookup(type_of(config)).build(config)
 
 

@@ -6,15 +6,17 @@ from torch import Tensor, ones
 
 from ssl_ray.errors import UserError
 from ssl_ray.interop.mmselfsup.config import (
+    VIT_NORM,
     Config,
     Readers,
     arguments_of,
     build_module,
     build_parts,
     loss_of,
+    squared,
 )
 from ssl_ray.interop.mmselfsup.correspondence import Correspondence
-from ssl_ray.interop.mmselfsup.modules import COMMON, vit_architecture
+from ssl_ray.interop.mmselfsup.modules import COMMON, VIT_FIXED, vit_architecture
 from ssl_ray.interop.weights import MM_VIT, Rename
 from ssl_ray.models import CAE, BaseModel, CAEHead, CAELoss, CAENeck, CAEViT, DALLETokenizer
 
@@ -27,18 +29,9 @@ def _cae_vit(config: Config) -> CAEViT:
         "qkv_bias": "k_bias",  # their False keeps the bias of queries and values
         "init_values": "layer_scale",
     }
-    fixed: Config = {
-        "arch": None,
-        "out_indices": -1,
-        "drop_rate": 0,
-        "final_norm": True,
-        "output_cls_token": True,
-        "interpolate_mode": "bicubic",
-        "patch_cfg": {},
-        "layer_cfgs": {},
-    }
-    arguments = {"k_bias": True} | arguments_of(config, names, fixed)
-    return CAEViT(**_with_scale(arguments), **vit_architecture(config))
+    config = squared(config, "img_size", "patch_size")
+    arguments = arguments_of(config, names, VIT_FIXED, elsewhere=("arch",), norm=VIT_NORM)
+    return CAEViT(**_with_scale({"k_bias": True} | arguments), **vit_architecture(config))
 
 
 def _cae_neck(config: Config) -> CAENeck:
@@ -50,10 +43,11 @@ def _cae_neck(config: Config) -> CAENeck:
         "drop_path_rate": "drop_path",
         **{n: n for n in ("regressor_depth", "decoder_depth", "num_heads", "mlp_ratio")},
     }
+    fixed = {"qk_scale": None, "drop_rate": 0, "attn_drop_rate": 0}
     # patch_size has no effect on them; mask_tokens_num is the algorithm's.
-    fixed = {"patch_size": None, "mask_tokens_num": None, "drop_rate": 0, "attn_drop_rate": 0}
-    known = {k: v for k, v in config.items() if (k, v) != ("qk_scale", None)}
-    arguments = {"regressor_depth": 6, "decoder_depth": 8, "k_bias": True} | arguments_of(known, names, fixed)
+    elsewhere = ("patch_size", "mask_tokens_num")
+    arguments = {"regressor_depth": 6, "decoder_depth": 8, "k_bias": True}
+    arguments |= arguments_of(config, names, fixed, elsewhere, VIT_NORM)
     # One setting of theirs with two meanings: a bias of the decoder's keys, and any bias in the regressor.
     return CAENeck(**_with_scale(arguments), regressor_bias=arguments["k_bias"])
 
@@ -70,7 +64,7 @@ def _dall_e(config: Config) -> DALLETokenizer:
             f"DALL-E: download {weights} and give the file's path as checkpoint, or leave target_generator out to "
             "work without tokenizer"
         )
-    arguments_of(config, {})
+    arguments_of({k: v for k, v in config.items() if k != "init_cfg"}, {})
     return DALLETokenizer(weights)
 
 

@@ -1,7 +1,7 @@
 """MMSelfSup 1.x config dicts: settings under our argument names, refused where there is no counterpart."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -13,36 +13,62 @@ Readers = dict[str, Callable[[Config], nn.Module]]
 """Their name of a module -> the function that makes ours from its config."""
 
 _PARTS = ("backbone", "neck", "head", "loss", "predictor", "memory_bank", "target_generator")
-_NORM_DEFAULTS = {
-    "BN": (1e-5, 0.1),
-    "BN1d": (1e-5, 0.1),
-    "BN2d": (1e-5, 0.1),
-    "SyncBN": (1e-5, 0.1),
-    "LN": (1e-6, None),
-}
 
 
-def arguments_of(config: Config, names: Mapping[str, str], fixed: Config | None = None) -> dict[str, Any]:
+class Norm(NamedTuple):
+    """The normalisation that a module of ours has: names of theirs for it, and its numbers."""
+
+    kinds: tuple[str, ...]
+    eps: float
+    momentum: float | None = None
+
+
+BATCH_NORM = Norm(("BN", "BN1d", "BN2d", "SyncBN"), 1e-5, 0.1)
+VIT_NORM = Norm(("LN",), 1e-6)
+SWIN_NORM = Norm(("LN",), 1e-5)
+_EPS = 1e-5  # theirs where `norm_cfg` gives none, of every norm
+
+
+def arguments_of(
+    config: Config,
+    names: Mapping[str, str],
+    fixed: Config | None = None,
+    elsewhere: Collection[str] = (),
+    norm: Norm = BATCH_NORM,
+) -> dict[str, Any]:
     """The config's values under our argument names.
 
-    names: theirs -> ours. fixed: settings that we know in one value only. Nested modules and initialisation are left
-    to the caller. Raises UserError for anything else.
+    names: theirs -> ours. fixed: settings that we know in one value only. elsewhere: settings that the caller reads or
+    that change no number. norm: what `norm_cfg` must say. Nested modules are left to the caller, and so is how new
+    weights are drawn. Raises UserError for anything else, and for weights that a config wants loaded.
     """
-    fixed = {"norm_cfg": None, "init_cfg": None, **(fixed or {})}
+    fixed = fixed or {}
     arguments = {}
     for key, value in config.items():
         if key in names:
             arguments[names[key]] = value
         elif key == "norm_cfg":
-            _check_norm(config)
-        elif key not in fixed and key not in ("type", "init_cfg", "data_preprocessor", *_PARTS):
-            known = [*names, *fixed]
+            _check_norm(config, norm)
+        elif key in ("pretrained", "init_cfg"):
+            _check_no_weights(config["type"], value)
+        elif key in fixed:
+            if _plain(value) != _plain(fixed[key]):
+                raise UserError(f"{config['type']}: {key}={value!r} is not supported; only {fixed[key]!r}")
+        elif key not in ("type", "data_preprocessor", *_PARTS, *elsewhere):
+            known = [*names, *fixed, *elsewhere]
             raise UserError(
                 f"{config['type']}: setting {key}={value!r} is not known here; {nearest(key, known)}"
             )
-        elif fixed.get(key) is not None and _plain(value) != _plain(fixed[key]):
-            raise UserError(f"{config['type']}: {key}={value!r} is not supported; only {fixed[key]!r}")
     return arguments
+
+
+def squared(config: Config, *keys: str) -> Config:
+    """The config with a pair of equal numbers at `keys`, as theirs takes for sides, as that number."""
+    sides = {key: config[key] for key in keys if isinstance(config.get(key), list | tuple)}
+    for key, pair in sides.items():
+        if len(set(pair)) != 1:
+            raise UserError(f"{config['type']}: {key}={pair!r} is not supported; only squares")
+    return {**config, **{key: pair[0] for key, pair in sides.items()}}
 
 
 def type_of(config: Config) -> str:
@@ -76,23 +102,37 @@ def loss_of(config: Config, readers: Readers) -> nn.Module | None:
 
 
 def _preprocessor(config: Config) -> DataPreprocessor:
-    """Mean and std from the 0..255 scale; channels are always RGB here."""
-    given = config.get("data_preprocessor") or {"type": "SelfSupDataPreprocessor"}
+    """Mean and std from the 0..255 scale, ImageNet's where the config has none; channels are always RGB here."""
+    given = config.get("data_preprocessor")
+    if given is None:
+        return DataPreprocessor()
+    given = {"type": "SelfSupDataPreprocessor", "bgr_to_rgb": False, **given}
     scaled = arguments_of(given, {"mean": "mean", "std": "std"}, {"bgr_to_rgb": True})
     return DataPreprocessor(**{k: [x / 255 for x in v] for k, v in scaled.items()})
 
 
-def _check_norm(config: Config) -> None:
-    norm = config["norm_cfg"]
-    kind = str(norm.get("type"))
-    if kind not in _NORM_DEFAULTS:
+def _check_norm(config: Config, norm: Norm) -> None:
+    given = {"eps": _EPS, "requires_grad": True, **config["norm_cfg"]}
+    kind = str(given.pop("type", None))
+    if kind not in norm.kinds:
         raise UserError(
-            f"{config['type']}: norm_cfg type {kind!r} is not supported; {nearest(kind, _NORM_DEFAULTS)}"
+            f"{config['type']}: norm_cfg type {kind!r} is not supported; {nearest(kind, norm.kinds)}"
         )
-    eps, momentum = _NORM_DEFAULTS[kind]
-    if norm.get("eps", eps) != eps or norm.get("momentum", momentum) != momentum:
+    ours = {"eps": norm.eps, "momentum": norm.momentum, "requires_grad": True}
+    if given != {name: ours.get(name) for name in given}:
         raise UserError(
-            f"{config['type']}: norm_cfg {dict(norm)} is not supported; only eps {eps}, momentum {momentum}"
+            f"{config['type']}: norm_cfg {dict(config['norm_cfg'])} is not supported; only eps {norm.eps}"
+            + (f", momentum {norm.momentum}" if norm.momentum is not None else "")
+        )
+
+
+def _check_no_weights(kind: str, value: Any) -> None:
+    loads = isinstance(value, str) or (isinstance(value, Mapping) and value.get("type") == "Pretrained")
+    if loads:
+        weights = value if isinstance(value, str) else value.get("checkpoint")
+        raise UserError(
+            f"{kind}: weights are not loaded from a config; take {weights!r} out of it and give the file to "
+            "load_checkpoint or load_backbone"
         )
 
 

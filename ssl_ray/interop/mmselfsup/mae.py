@@ -1,8 +1,16 @@
 """MAE of MMSelfSup."""
 
-from ssl_ray.interop.mmselfsup.config import Config, Readers, arguments_of, build_parts, loss_of
+from ssl_ray.interop.mmselfsup.config import (
+    VIT_NORM,
+    Config,
+    Readers,
+    arguments_of,
+    build_parts,
+    loss_of,
+    squared,
+)
 from ssl_ray.interop.mmselfsup.correspondence import Correspondence, under
-from ssl_ray.interop.mmselfsup.modules import COMMON, vit_architecture
+from ssl_ray.interop.mmselfsup.modules import COMMON, VIT_FIXED, vit_architecture
 from ssl_ray.interop.weights import MM_VIT, Rename
 from ssl_ray.models import MAE, MAEPretrainDecoder, MAEPretrainHead, MAEReconstructionLoss, MAEViT
 
@@ -15,21 +23,18 @@ def _mae_vit(config: Config) -> MAEViT:
         "in_channels": "in_channels",
         "drop_path_rate": "drop_path",
     }
-    fixed = {
-        "arch": None,
-        "out_indices": -1,
-        "drop_rate": 0,
-        "final_norm": True,
-        "output_cls_token": True,
-        "interpolate_mode": "bicubic",
-    }
-    return MAEViT(**arguments_of(config, names, fixed), **vit_architecture(config))
+    config = squared(config, "img_size", "patch_size")
+    return MAEViT(
+        **arguments_of(config, names, VIT_FIXED, elsewhere=("arch",), norm=VIT_NORM),
+        **vit_architecture(config),
+    )
 
 
 def _mae_decoder(config: Config) -> MAEPretrainDecoder:
     same = ("num_patches", "patch_size", "embed_dim", "decoder_embed_dim")
     names = {n: n for n in (*same, "decoder_depth", "decoder_num_heads", "mlp_ratio")}
-    arguments = arguments_of(config, {**names, "in_chans": "in_channels"})
+    names["in_chans"] = "in_channels"
+    arguments = arguments_of(config, names, {"predict_feature_dim": None}, norm=VIT_NORM)
     return MAEPretrainDecoder(**{"embed_dim": 1024, **arguments})
 
 

@@ -2,16 +2,18 @@
 
 from ssl_ray.errors import UserError
 from ssl_ray.interop.mmselfsup.config import (
+    VIT_NORM,
     Config,
     Readers,
     arguments_of,
     build_module,
     build_parts,
     loss_of,
+    squared,
     type_of,
 )
 from ssl_ray.interop.mmselfsup.correspondence import Correspondence, teacher_at, under
-from ssl_ray.interop.mmselfsup.modules import COMMON, vit_architecture
+from ssl_ray.interop.mmselfsup.modules import COMMON, VIT_FIXED, vit_architecture
 from ssl_ray.interop.weights import MM_VIT, Rename
 from ssl_ray.models import BaseModel, MoCoV3, MoCoV3Head, MoCoV3ViT
 
@@ -24,20 +26,17 @@ def _moco_v3_vit(config: Config) -> MoCoV3ViT:
         "drop_path_rate": "drop_path",
         "stop_grad_conv1": "stop_grad_conv1",
     }
-    fixed = {
-        "arch": None,
-        "out_indices": -1,
-        "drop_rate": 0,
+    fixed = VIT_FIXED | {
         "qkv_bias": True,
-        "final_norm": True,
         "with_cls_token": True,
-        "output_cls_token": True,
-        "interpolate_mode": "bicubic",
+        "avg_token": False,
+        "pre_norm": False,
         "frozen_stages": -1,
         "norm_eval": False,
     }
-    arguments = {"stop_grad_conv1": False, **arguments_of(config, names, fixed)}
-    return MoCoV3ViT(**arguments, **vit_architecture(config))
+    config = squared(config, "img_size", "patch_size")
+    arguments = arguments_of(config, names, fixed, elsewhere=("arch",), norm=VIT_NORM)
+    return MoCoV3ViT(**{"stop_grad_conv1": False, **arguments}, **vit_architecture(config))
 
 
 def _moco_v3_head(config: Config) -> MoCoV3Head:

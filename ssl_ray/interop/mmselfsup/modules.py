@@ -4,6 +4,7 @@ Each module is one function and one entry of COMMON. Settings that a function do
 ignored.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ def resnet_arguments(config: Config) -> dict[str, Any]:
         "zero_init_residual": "zero_init_residual",
     }
     fixed = {
+        "expansion": None,
         "num_stages": 4,
         "strides": (1, 2, 2, 2),
         "dilations": (1, 1, 1, 1),
@@ -41,10 +43,10 @@ def resnet_arguments(config: Config) -> dict[str, Any]:
         "frozen_stages": -1,
         "norm_eval": False,
         "conv_cfg": None,
-        "with_cp": None,
+        "drop_path_rate": 0,
     }
-    defaults = {"width": 64, "stem_width": 64, "zero_init_residual": True}
-    return {**defaults, **arguments_of(config, names, fixed)}
+    defaults = {"width": 64, "stem_width": 64, "zero_init_residual": False}
+    return {**defaults, **arguments_of(config, names, fixed, elsewhere=("with_cp",))}
 
 
 def _resnet(config: Config) -> ResNet:
@@ -75,7 +77,13 @@ def _nonlinear_neck(config: Config) -> NonLinearNeck:
 
 
 def _cross_entropy_loss(config: Config) -> CrossEntropyLoss:
-    fixed = {"use_sigmoid": False, "use_soft": False, "reduction": "mean"}
+    fixed = {
+        "use_sigmoid": False,
+        "use_soft": False,
+        "reduction": "mean",
+        "class_weight": None,
+        "pos_weight": None,
+    }
     return CrossEntropyLoss(**arguments_of(config, {"loss_weight": "loss_weight"}, fixed))
 
 
@@ -101,6 +109,7 @@ def _latent_predict_head(config: Config) -> LatentPredictHead:
 
 
 _VIT_ARCHITECTURES = {  # width, blocks, heads, MLP width
+    "s": (768, 8, 8, 2304),
     "deit-t": (192, 12, 3, 768),
     "deit-s": (384, 12, 6, 1536),
     "mocov3-s": (384, 12, 12, 1536),
@@ -109,13 +118,27 @@ _VIT_ARCHITECTURES = {  # width, blocks, heads, MLP width
     "h": (1280, 32, 16, 5120),
 }
 _VIT_LONG_NAMES = {
+    "small": "s",
     "base": "b",
     "deit-b": "b",
+    "deit-base": "b",
     "large": "l",
     "huge": "h",
     "deit-tiny": "deit-t",
     "deit-small": "deit-s",
     "mocov3-small": "mocov3-s",
+}
+
+
+# Of every ViT of theirs, beside what its own reader names.
+VIT_FIXED = {
+    "out_indices": -1,
+    "drop_rate": 0,
+    "final_norm": True,
+    "output_cls_token": True,
+    "interpolate_mode": "bicubic",
+    "patch_cfg": {},
+    "layer_cfgs": {},
 }
 
 
@@ -133,7 +156,13 @@ def vit_architecture(config: Config) -> dict[str, Any]:
                 f"{config['type']}: arch={arch!r} is not known here; {nearest(arch, _VIT_ARCHITECTURES)}"
             )
         width, depth, heads, hidden = _VIT_ARCHITECTURES[arch]
-    return {"embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": hidden / width}
+    return {"embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": mlp_ratio(width, hidden)}
+
+
+def mlp_ratio(width: int, hidden: int) -> float:
+    """The ratio that gives an MLP `hidden` channels again, whatever the quotient is rounded to."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 COMMON: Readers = {

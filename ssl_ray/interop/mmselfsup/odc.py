@@ -20,7 +20,7 @@ def _odc_memory(config: Config) -> ODCMemory:
         "momentum": "momentum",
         "min_cluster": "min_cluster",
     }
-    arguments = arguments_of(config, names, {"debug": False})
+    arguments = arguments_of(config, names, elsewhere=("debug",))
     # Theirs is the weight of the new feature.
     return ODCMemory(**{**arguments, "momentum": 1 - arguments["momentum"]})
 

@@ -6,7 +6,15 @@ from typing import Any
 from torch import Tensor
 
 from ssl_ray.errors import UserError, nearest
-from ssl_ray.interop.mmselfsup.config import Config, Readers, arguments_of, build_parts, loss_of
+from ssl_ray.interop.mmselfsup.config import (
+    SWIN_NORM,
+    Config,
+    Readers,
+    arguments_of,
+    build_parts,
+    loss_of,
+    squared,
+)
 from ssl_ray.interop.mmselfsup.correspondence import Correspondence, under
 from ssl_ray.interop.mmselfsup.modules import COMMON
 from ssl_ray.interop.weights import MM_SWIN, Rename, merging_from_mm, merging_to_mm
@@ -47,7 +55,9 @@ def _nested(config: Config) -> dict[str, Any]:
     """Settings that theirs passes on: `patch_cfg` to the embedding, `stage_cfgs.block_cfgs` to all blocks."""
     kind = {"type": config["type"]}
     patch = arguments_of(
-        kind | dict(config.get("patch_cfg", {})), {"kernel_size": "patch_size", "stride": "stride"}
+        kind | dict(config.get("patch_cfg", {})),
+        {"kernel_size": "patch_size", "stride": "stride"},
+        norm=SWIN_NORM,
     )
     if patch.get("stride") != patch.get("patch_size"):
         raise UserError(
@@ -60,8 +70,8 @@ def _nested(config: Config) -> dict[str, Any]:
             f"{config['type']}: stage_cfgs={stages!r} is not supported; only one dict for all stages"
         )
     names = {"window_size": "window_size", "ffn_ratio": "mlp_ratio", "pad_small_map": "pad_small_maps"}
-    blocks = arguments_of(kind | dict(stages.get("block_cfgs", {})), names)
-    arguments_of(kind | dict(stages), {"block_cfgs": "block_cfgs"})
+    blocks = arguments_of(kind | dict(stages.get("block_cfgs", {})), names, {}, ("with_cp",), SWIN_NORM)
+    arguments_of(kind | dict(stages), {}, {}, ("block_cfgs", "with_cp"))
     return patch | blocks
 
 
@@ -74,20 +84,16 @@ def _simmim_swin(config: Config) -> SimMIMSwinTransformer:
         "pad_small_map": "pad_small_maps",
     }
     fixed = {
-        "arch": None,
-        "patch_cfg": None,
-        "stage_cfgs": None,
         "out_indices": (len(architecture["depths"]) - 1,),
         "drop_rate": 0,
         "use_abs_pos_embed": False,
         "frozen_stages": -1,
         "norm_eval": False,
-        "with_cp": None,
     }
+    elsewhere = ("arch", "patch_cfg", "stage_cfgs", "with_cp")
+    arguments = arguments_of(squared(config, "img_size"), names, fixed, elsewhere, SWIN_NORM)
     defaults = {"img_size": 224, "window_size": 7, "drop_path": 0.1}
-    return SimMIMSwinTransformer(
-        **{**defaults, **arguments_of(config, names, fixed), **architecture, **_nested(config)}
-    )
+    return SimMIMSwinTransformer(**{**defaults, **arguments, **architecture, **_nested(config)})
 
 
 def _simmim_neck(config: Config) -> SimMIMNeck:

@@ -27,7 +27,7 @@ def _swav_head(config: Config) -> SwAVHead:
     """From the config of the loss: there the prototypes belong to it. The number of crops is that of the views."""
     of_head = {"feat_dim": "in_channels", "num_prototypes": "num_prototypes"}
     of_loss = {n: n for n in ("temperature", "epsilon", "sinkhorn_iterations", "crops_for_assign")}
-    arguments = arguments_of(config, of_head | of_loss, {"num_crops": None})
+    arguments = arguments_of(config, of_head | of_loss, elsewhere=("num_crops",))
     loss = SwAVLoss(**{name: arguments.pop(name) for name in of_loss if name in arguments})
     if not isinstance(arguments.get("num_prototypes", 1), int):
         raise UserError(

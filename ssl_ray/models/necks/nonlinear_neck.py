@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ssl_ray.errors import UserError
+
 
 class NonLinearNeck(nn.Sequential):
     """[average pool] -> fc0 -> [bn0] -> ReLU -> fc1 -> [bn1] ...: no ReLU after the last layer.
@@ -20,6 +22,8 @@ class NonLinearNeck(nn.Sequential):
         with_last_bias: bias in the last fully connected layer.
         with_avg_pool: input is a map; False for vectors.
         with_bn: batch norm after all layers but the last; MoCo v2's MLP has none.
+
+    Raises UserError for fewer than 2 layers.
     """
 
     def __init__(
@@ -35,6 +39,8 @@ class NonLinearNeck(nn.Sequential):
         with_avg_pool: bool = True,
         with_bn: bool = True,
     ) -> None:
+        if num_layers < 2:
+            raise UserError(f"num_layers: {num_layers}; use 2 or more, or a LinearNeck")
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels = in_channels
         for i in range(num_layers - 1):
