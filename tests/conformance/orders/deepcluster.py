@@ -28,7 +28,9 @@ class DeepClusterOrder(Order):
         assert not draws
         return {"index": torch.arange(len(extra["clustering_label"]))}
 
-    def prediction(self, model: DeepCluster, views: list[Tensor], samples: Samples) -> dict[str, Tensor]:
+    def prediction(
+        self, model: DeepCluster, views: list[Tensor], samples: Samples, recorded: Samples
+    ) -> dict[str, Tensor]:
         """MMSelfSup's answer is the logits, of which ours is the softmax."""
         maps = model(views, samples, mode="tensor")
         logits = model.head.logits(maps if model.neck is None else model.neck(maps))

@@ -23,5 +23,7 @@ class DenseCLOrder(Order):
         model.queue.enqueue(output.state["keys"])
         model.dense_queue.enqueue(output.state["dense_keys"])
 
-    def prediction(self, model: DenseCL, views: list[Tensor], samples: Samples) -> dict[str, Tensor]:
+    def prediction(
+        self, model: DenseCL, views: list[Tensor], samples: Samples, recorded: Samples
+    ) -> dict[str, Tensor]:
         return {"q_grid": model(views, samples, mode="predict")}

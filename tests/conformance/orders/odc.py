@@ -21,6 +21,7 @@ class ODCOrder(Order):
         model.neck.dropout = extra["drop_p"]
         model.centroids_interval = extra["centroids_update_interval"]
         model.small_clusters_interval = extra["deal_with_small_clusters_interval"]
+        model.reweight_power = extra.get("reweight_pow", model.reweight_power)
         model.memory.split = SklearnSplit(model.memory)  # type: ignore[method-assign]
         # The loss knows the weights only from when the hook first made them.
         first = model.head.register_forward_pre_hook(lambda head, args: unweighted(args))

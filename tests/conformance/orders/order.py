@@ -50,8 +50,10 @@ class Order:
         """What a recording calls `features`."""
         return model(views, samples, mode="tensor")
 
-    def prediction(self, model: BaseModel, views: list[Tensor], samples: Samples) -> dict[str, Tensor]:
-        """Our prediction under the names of the recording."""
+    def prediction(
+        self, model: BaseModel, views: list[Tensor], samples: Samples, recorded: Samples
+    ) -> dict[str, Tensor]:
+        """Our prediction under the names of the recording. `recorded`: theirs, and what it was given."""
         raise TypeError(f"how does {type(model).__name__}'s prediction correspond?")
 
     def momentum(self, model: BaseModel, progress: Progress) -> float:

@@ -32,7 +32,9 @@ class RelativeLocOrder(Order):
     def features(self, model: RelativeLoc, views: list[Tensor], samples: Samples) -> tuple[Tensor, ...]:
         return model([together(views[1:])], samples, mode="tensor")
 
-    def prediction(self, model: RelativeLoc, views: list[Tensor], samples: Samples) -> dict[str, Tensor]:
+    def prediction(
+        self, model: RelativeLoc, views: list[Tensor], samples: Samples, recorded: Samples
+    ) -> dict[str, Tensor]:
         answer = model(views, samples, mode="predict")
         around, center = (
             model.backbone(x)[-1] for x in (together(views[1:]), views[0].repeat_interleave(8, 0))

@@ -20,7 +20,9 @@ class RotationPredOrder(Order):
     def features(self, model: RotationPred, views: list[Tensor], samples: Samples) -> tuple[Tensor, ...]:
         return model([together(views)], samples, mode="tensor")
 
-    def prediction(self, model: RotationPred, views: list[Tensor], samples: Samples) -> dict[str, Tensor]:
+    def prediction(
+        self, model: RotationPred, views: list[Tensor], samples: Samples, recorded: Samples
+    ) -> dict[str, Tensor]:
         answer = model(views, samples, mode="predict")
         logits = model.head.logits(model.backbone(together(views))).detach().unflatten(0, (-1, len(views)))
         torch.testing.assert_close(answer.probability, logits.softmax(-1))
