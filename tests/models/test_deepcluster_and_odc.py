@@ -306,3 +306,6 @@ def test_mmselfsups_sobel_backbone_goes_both_ways():
     mmselfsup.load_state_dict(other, theirs)
     torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
     assert torch.allclose(model.loss_weight, torch.full((5,), 0.2))
+    # A run of theirs that initialises its weights draws these, too, and keeps them.
+    with pytest.raises(UserError, match=r"sobel\.1\.weight holds other numbers than DeepCluster has there"):
+        mmselfsup.load_state_dict(other, theirs | {f"{prefix}.1.weight": torch.ones(2, 1, 3, 3)})

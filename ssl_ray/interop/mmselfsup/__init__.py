@@ -49,13 +49,13 @@ def from_config(config: Config) -> BaseModel:
 def load_state_dict(model: BaseModel, state_dict: Mapping[str, Tensor]) -> LoadReport:
     """Loads an MMSelfSup state dict (weights, teacher, queue) into a model of the same algorithm.
 
-    Raises UserError if a tensor of the model is missing (BN's batch counters may be) or has another shape.
+    Raises UserError if a tensor of the model is missing (BN's batch counters may be) or has another shape, or if one
+    that ours computes (Sobel filters, a second copy of a norm) holds something else.
     """
     entry = _lookup(type(model).__name__)
     renames = entry.renames(model)
     theirs = ({} if entry.counter is None else {entry.counter: torch.tensor(1)}) | dict(state_dict)
-    derived = entry.derived(model)
-    ours = {renamed(key, renames): value for key, value in theirs.items() if key not in derived}
+    ours = {renamed(k, renames): value for k, value in theirs.items() if k not in entry.derived(model)}
     ours = {key: entry.layouts[key][0](v) if key in entry.layouts else v for key, v in ours.items()}
     own = model.state_dict()
     report = LoadReport(
@@ -68,6 +68,11 @@ def load_state_dict(model: BaseModel, state_dict: Mapping[str, Tensor]) -> LoadR
         unexpected=tuple(k for k in ours if k not in own and k != entry.counter),
     )
     load_matched(model, ours, report)
+    for key, value in entry.derived(model).items():
+        if key in theirs and not torch.allclose(theirs[key].double(), value.double(), rtol=1e-5, atol=1e-6):
+            raise UserError(
+                f"weights: {key} holds other numbers than {type(model).__name__} has there, and cannot"
+            )
     if entry.counter is not None and theirs[entry.counter].item() == 0:
         model.teacher.update(model.backbone, model.neck, momentum=0.0)  # type: ignore[operator, union-attr]
     return report
