@@ -35,7 +35,8 @@ PAPER = Recipe(
         ),  # section 2.3: 2 layers, 128-d
         head=Spec(ContrastiveHead, temperature=0.1, loss=Spec(CrossEntropyLoss)),  # table 5 and appendix B.6
     ),
-    # Appendix A: crops of 0.08 to 1 of the area, jitter (0.8, 0.8, 0.8, 0.2) with p 0.8, gray 0.2, blur 0.5.
+    # Appendix A: crops of 0.08 to 1 of the area, jitter (0.8, 0.8, 0.8, 0.2) with p 0.8, gray 0.2, blur 0.5;
+    # data_util.py: resampled bicubically.
     views=Spec(simclr_views, size=224),
     optimization=Optimization(
         # Decay: section 2.3. The official lars_optimizer.py multiplies by lr before the momentum.
@@ -58,7 +59,7 @@ SMALL = Recipe(
         neck=Spec(NonLinearNeck, in_channels=128, hid_channels=128, out_channels=64),
         head=Spec(ContrastiveHead, temperature=0.2, loss=Spec(CrossEntropyLoss)),
     ),
-    views=Spec(simclr_views, size=28, min_scale=0.4, jitter_p=1.0, blur_p=0.0),
+    views=Spec(simclr_views, size=28, min_scale=0.4, jitter_p=1.0, blur_p=0.0, interpolation="bilinear"),
     optimization=Optimization(
         optimizer=Spec(AdamW, betas=(0.9, 0.95), weight_decay=0.01), base_lr=0.006, warmup_epochs=0.5
     ),

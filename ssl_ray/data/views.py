@@ -126,9 +126,17 @@ def moco_v2_views(
     return ViewPipeline([view] * num_views)
 
 
-@_variant(moco_v2_views, min_scale=0.08, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
+@_variant(
+    moco_v2_views,
+    min_scale=0.08,
+    brightness=0.8,
+    contrast=0.8,
+    saturation=0.8,
+    hue=0.2,
+    interpolation="bicubic",
+)
 def simclr_views() -> None:
-    """SimCLR, arXiv 2002.05709, appendix A: smaller crops and twice MoCo v2's jitter."""
+    """SimCLR, arXiv 2002.05709, appendix A: smaller crops and twice MoCo v2's jitter; bicubic: official code."""
 
 
 def swav_views(

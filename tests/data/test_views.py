@@ -67,7 +67,7 @@ PUBLISHED: dict[Preset, list[View]] = {
     moco_v1_views: [MOCO_V1] * 2,
     npid_views: [MOCO_V1],
     moco_v2_views: [MOCO_V2] * 2,
-    simclr_views: [View(224, FULL, STRONG, "bilinear")] * 2,
+    simclr_views: [View(224, FULL, STRONG, "bicubic")] * 2,
     swav_views: [View(224, RandomResizedCrop((0.14, 1.0)), STRONG, "bilinear")] * 2
     + [View(96, RandomResizedCrop((0.05, 0.14)), STRONG, "bilinear")] * 6,
     byol_views: [View(224, FULL, transforms, "bicubic") for transforms in BYOL],
