@@ -35,6 +35,7 @@ PAPER = Recipe(
         num_samples=1281167,
         pca_dim=256,  # section 3.3
         kmeans_iterations=20,
+        decay_norms=True,  # main.py: one weight decay for all
         reweight_power=1.0,  # section 3.2: images are drawn uniformly over clusters
     ),
     views=Spec(deepcluster_views, size=224, min_scale=0.08),
@@ -58,6 +59,7 @@ SMALL = Recipe(
         head=Spec(ClsHead, in_channels=128, num_classes=100, loss=Spec(CrossEntropyLoss)),
         num_samples=60000,
         pca_dim=64,
+        decay_norms=False,
     ),
     views=Spec(deepcluster_views, size=28, min_scale=0.5, brightness=0.8, contrast=0.8),
     optimization=Optimization(

@@ -59,6 +59,7 @@ SMALL = Recipe(
         loss_lambda=0.5,
         start_iters=0,
         split_bn=8,
+        decay_norms=False,
     ),
     views=Spec(moco_v2_views, size=28, min_scale=0.6, brightness=0.8, contrast=0.8, jitter_p=1.0, blur_p=0.0),
     optimization=Optimization(

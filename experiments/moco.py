@@ -99,6 +99,7 @@ SMALL = Recipe(
         queue_size=1024,
         momentum=0.99,
         split_bn=8,
+        decay_norms=False,
     ),
     views=Spec(moco_v2_views, size=28, min_scale=0.6, brightness=0.8, contrast=0.8, jitter_p=1.0, blur_p=0.0),
     optimization=Optimization(

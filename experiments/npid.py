@@ -56,6 +56,7 @@ SMALL = Recipe(
         head=Spec(ContrastiveHead, temperature=0.1, loss=Spec(CrossEntropyLoss)),
         memory=Spec(SimpleMemory, num_samples=60000, dim=64, momentum=0.5),
         num_negatives=4096,
+        decay_norms=False,
     ),
     views=Spec(npid_views, size=28, min_scale=0.6, brightness=0.8, contrast=0.8),
     optimization=Optimization(

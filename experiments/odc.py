@@ -60,6 +60,7 @@ SMALL = Recipe(
         neck=Spec(ODCNeck, in_channels=128, hid_channels=128, out_channels=64, dropout=0.5),
         head=Spec(ClsHead, in_channels=64, num_classes=50, loss=Spec(CrossEntropyLoss)),
         memory=Spec(ODCMemory, num_samples=60000, dim=64, num_clusters=50, min_cluster=4),
+        decay_norms=False,
     ),
     views=Spec(odc_views, size=28, min_scale=0.5, brightness=0.8, contrast=0.8),
     optimization=Optimization(

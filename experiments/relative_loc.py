@@ -54,6 +54,7 @@ SMALL = Recipe(
         backbone=Spec(ResNet, depth=18, width=16, stem="small_s2"),
         neck=Spec(RelativeLocNeck, in_channels=128, out_channels=256, dropout=0.5, bn_momentum=0.1),
         head=Spec(ClsHead, in_channels=256, num_classes=8, loss=Spec(CrossEntropyLoss), init_std=0.005),
+        decay_norms=False,
     ),
     views=Spec(relative_loc_views, size=42, patch_side=12, crop_fraction=1.0),
     optimization=Optimization(

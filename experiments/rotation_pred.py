@@ -50,6 +50,7 @@ SMALL = Recipe(
         RotationPred,
         backbone=Spec(ResNet, depth=18, width=16, stem="small_s2"),
         head=Spec(ClsHead, in_channels=128, num_classes=4, with_avg_pool=True, loss=Spec(CrossEntropyLoss)),
+        decay_norms=False,
     ),
     views=Spec(rotation_views, size=28, min_scale=0.4),
     optimization=Optimization(

@@ -7,8 +7,9 @@ import pytest
 
 from ssl_ray import experiments
 from ssl_ray.errors import UserError
+from ssl_ray.models.meta import without_memory
 from ssl_ray.paths import replace_at, walk
-from ssl_ray.recipe import Recipe
+from ssl_ray.recipe import Recipe, override
 from ssl_ray.resolve import resolve
 from ssl_ray.tuning.space import Choice, LogUniform, Uniform
 from tests.test_resolve import INFO, LARGE
@@ -61,15 +62,19 @@ PUBLISHED = {
     "deepcluster": (0.1, 512, 1e-5, 200, 0),
     "densecl": (0.03, 256, 1e-4, 200, 0),
     "mae": (2.4e-3, 4096, 0.05, 400, 40),
+    "mae:PAPER_LARGE": (2.4e-3, 4096, 0.05, 400, 40),
     "moco": (0.03, 256, 1e-4, 200, 0),
     "moco:PAPER_V1": (0.03, 256, 1e-4, 200, 0),
     "moco_v3": (9.6, 4096, 1e-6, 100, 10),
+    "moco_v3:PAPER_VIT": (2.4e-3, 4096, 0.1, 300, 40),
+    "moco_v3:PAPER_VIT_BASE": (2.4e-3, 4096, 0.1, 300, 40),
     "npid": (0.03, 256, 1e-4, 200, 0),
     "odc": (0.06, 512, 1e-5, 440, 0),
     "relative_loc": (0.2, 512, 1e-4, 70, 5),
     "rotation_pred": (0.2, 128, 1e-4, 70, 5),
     "simclr": (0.3, 256, 1e-6, 200, 10),
     "simmim": (8e-4, 2048, 0.05, 100, 10),
+    "simmim:PAPER_800": (4e-4, 2048, 0.05, 800, 10),
     "simsiam": (0.05, 256, 1e-4, 100, 0),
     "swav": (0.6, 256, 1e-6, 200, 0),
 }
@@ -89,6 +94,42 @@ def test_paper_recipes_agree_with_the_published_table(name: str) -> None:
     assert (training.global_batch_size, training.epochs) == (batch, epochs)
     assert optimization.optimizer.kwargs["weight_decay"] == decay
     assert optimization.warmup_epochs == warmup
+
+
+# The official codes of these hand all parameters to SGD or AdamW with one weight decay.
+DECAYED = {
+    "deepcluster",
+    "densecl",
+    "moco",
+    "moco:PAPER_V1",
+    "moco_v3:PAPER_VIT",
+    "moco_v3:PAPER_VIT_BASE",
+    "npid",
+    "odc",
+    "relative_loc",
+    "rotation_pred",
+    "simsiam",
+    "swav",
+}
+
+
+@pytest.mark.parametrize("name", sorted({*PUBLISHED, *DECAYED}))
+def test_biases_and_norms_are_decayed_where_the_official_code_does(name: str) -> None:
+    recipe = experiments.load_recipe(name, "auto" if ":" in name else "paper").recipe
+    if name == "cae":
+        recipe = override(recipe, "algorithm.tokenizer", None)
+    with without_memory():
+        groups = recipe.algorithm.build().param_groups()
+    decayed = {group.weight_decay > 0 for group in groups for p in group.params if p.ndim == 1}
+    assert decayed == {name in DECAYED}
+
+
+@pytest.mark.parametrize("name", ["deepcluster", "odc"])
+def test_classifiers_of_clusters_have_no_momentum(name: str) -> None:
+    algorithm = experiments.load(name).SMALL.algorithm.build()
+    momentum = {id(p): group.momentum for group in algorithm.param_groups() for p in group.params}
+    for path, p in algorithm.named_parameters():
+        assert momentum[id(p)] == (0 if path.startswith("head.") else 1), path
 
 
 def test_scale_follows_the_images() -> None:

@@ -1,7 +1,7 @@
 """The contract every algorithm keeps: three forward modes, and hooks for what lies outside the gradient."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -43,15 +43,26 @@ class Output:
 class ParamGroup:
     """Parameters that share optimiser settings.
 
-    weight_decay and lr_scale multiply the recipe's values (0 switches decay off); adapt=False leaves the
+    weight_decay, momentum and lr_scale multiply the recipe's values (0 switches one off); adapt=False leaves the
     group out of LARS's trust ratio; fixed_lr=True keeps the lr at its peak for the whole run.
     """
 
     params: list[nn.Parameter]
     weight_decay: float = 1.0
+    momentum: float = 1.0
     lr_scale: float = 1.0
     adapt: bool = True
     fixed_lr: bool = False
+
+
+def apart(groups: Sequence[ParamGroup], module: nn.Module) -> tuple[list[ParamGroup], list[ParamGroup]]:
+    """The groups without the parameters of `module`, and such groups of them alone."""
+    own = {id(p) for p in module.parameters()}
+    others, its = (
+        [replace(group, params=[p for p in group.params if (id(p) in own) == inside]) for group in groups]
+        for inside in (False, True)
+    )
+    return others, its
 
 
 class Extract(Protocol):
@@ -74,7 +85,11 @@ class BaseModel(nn.Module):
     Subclasses implement `extract_feat`, `loss` and `predict`. `loss` writes no state but BN statistics: it can be
     called twice, compared, compiled. What a step changes outside the gradient happens in `after_step`, once per
     optimiser step. If losing something would change the next loss, it is a persistent buffer.
+
+    `decay_norms`: weight decay acts on biases and norms, too. Most algorithms that were published with SGD have it.
     """
+
+    decay_norms = False
 
     def __init__(
         self,
@@ -150,9 +165,11 @@ class BaseModel(nn.Module):
         """The weights are new: write teachers, queues and banks from `Output.state`."""
 
     def param_groups(self) -> list[ParamGroup]:
-        """Trainable parameters: weights, and apart from them biases and norms (no decay, no LARS adaptation)."""
+        """Trainable parameters: weights, and apart from them biases and norms (see `decay_norms`; never adapted)."""
         trainable = [p for p in self.parameters() if p.requires_grad]
         return [
             ParamGroup([p for p in trainable if p.ndim > 1]),
-            ParamGroup([p for p in trainable if p.ndim <= 1], weight_decay=0.0, adapt=False),
+            ParamGroup(
+                [p for p in trainable if p.ndim <= 1], weight_decay=float(self.decay_norms), adapt=False
+            ),
         ]

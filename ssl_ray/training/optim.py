@@ -15,8 +15,8 @@ __all__ = ["LARS", "SGD", "AdamW", "build_optimizer", "set_lr"]
 def build_optimizer(spec: Spec, groups: Sequence[ParamGroup], lr: float) -> Optimizer:
     """Builds `spec` (SGD, AdamW, LARS or any torch optimiser class) over the algorithm's groups.
 
-    A group's `weight_decay` multiplies the optimiser's own; `lr_scale`, `fixed_lr` and `adapt` become keys of the
-    torch group, where `set_lr` and LARS read them. Raises UserError if nothing is trainable.
+    A group's `weight_decay` and `momentum` multiply the optimiser's own; `lr_scale`, `fixed_lr` and `adapt` become keys
+    of the torch group, where `set_lr` and LARS read them. Raises UserError if nothing is trainable.
     """
     filled = [group for group in groups if group.params]
     if not filled:
@@ -28,8 +28,9 @@ def build_optimizer(spec: Spec, groups: Sequence[ParamGroup], lr: float) -> Opti
     ]
     optimizer: Optimizer = spec.build(params=params, lr=lr)
     for torch_group, group in zip(optimizer.param_groups, filled, strict=True):
-        if "weight_decay" in torch_group:
-            torch_group["weight_decay"] *= group.weight_decay
+        for name in ("weight_decay", "momentum"):
+            if name in torch_group:
+                torch_group[name] *= getattr(group, name)
     set_lr(optimizer, lr, peak_lr=lr)
     return optimizer
 

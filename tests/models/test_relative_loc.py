@@ -98,11 +98,12 @@ def test_dropout_keeps_the_mean():
 
 
 def test_neck_and_head_decay_by_their_own_factor():
-    m = model(decay_factor=5.0)
-    backbone, ours, rest = m.param_groups()
-    assert [g.weight_decay for g in (backbone, ours, rest)] == [1, 5, 0]
-    assert {id(p) for p in ours.params} == {id(m.neck.fc.weight), id(m.head.fc_cls.weight)}
-    assert sum(len(g.params) for g in (backbone, ours, rest)) == len(list(m.parameters()))
+    for decay_norms in (True, False):
+        m = model(decay_factor=5.0, decay_norms=decay_norms)
+        decay = {id(p): group.weight_decay for group in m.param_groups() for p in group.params}
+        for name, p in m.named_parameters():
+            factor = 1 if name.startswith("backbone.") else 5
+            assert decay[id(p)] == (factor if decay_norms or p.ndim > 1 else 0), name
 
 
 def test_a_number_of_patches_that_the_head_does_not_know_is_refused():

@@ -184,6 +184,13 @@ def test_groups_become_torch_groups(spec, decay):
     assert [g["adapt"] for g in groups] == [True, False, True, True]
 
 
+@pytest.mark.parametrize("optimizer", [SGD, LARS])
+def test_a_group_may_have_no_momentum(optimizer):
+    groups = [ParamGroup([nn.Parameter(torch.ones(2))], momentum=m) for m in (1.0, 0.0)]
+    built = build_optimizer(Spec(optimizer, momentum=0.9), groups, lr=0.2)
+    assert [group["momentum"] for group in built.param_groups] == [0.9, 0.0]
+
+
 def test_set_lr_scales_groups_and_leaves_fixed_ones_at_the_peak():
     optimizer = build_optimizer(Spec(SGD, momentum=0.9), four_groups(), lr=0.2)
     set_lr(optimizer, 0.05, peak_lr=0.2)

@@ -6,7 +6,16 @@ from torch import Tensor, nn
 
 from ssl_ray import distributed
 from ssl_ray.errors import UserError
-from ssl_ray.models.base import BaseModel, Extract, Output, Progress, Samples, Views
+from ssl_ray.models.base import (
+    BaseModel,
+    Extract,
+    Output,
+    ParamGroup,
+    Progress,
+    Samples,
+    Views,
+    apart,
+)
 from ssl_ray.models.clustering import class_weights, kmeans, whiten
 from ssl_ray.models.encoder import pooled
 from ssl_ray.models.heads.cls_head import ClsHead, ClsPrediction
@@ -36,6 +45,7 @@ class DeepCluster(BaseModel):
         reweight_power: an image weighs size^-power of its cluster: 1 uniform over clusters, 0 over images.
         weights_sum_to_one: weights as MMSelfSup 1.x scales them, which divides the loss by about the number of
             clusters; by default they average 1 over the images.
+        decay_norms: weight decay acts on biases and norms, too, as in the official code.
 
     `labels` (num_samples,), by `samples["index"]`, and `loss_weight` (clusters,) are in the state dict.
     """
@@ -56,10 +66,12 @@ class DeepCluster(BaseModel):
         seed: int = 0,
         reweight_power: float = 1.0,
         weights_sum_to_one: bool = False,
+        decay_norms: bool = True,
         pretrained: str | None = None,
         data_preprocessor: nn.Module | None = None,
     ) -> None:
         super().__init__(backbone, neck, head, pretrained, data_preprocessor)
+        self.decay_norms = decay_norms
         clusters = self.head.num_classes
         if 0 < num_samples < clusters:
             raise UserError(
@@ -116,6 +128,13 @@ class DeepCluster(BaseModel):
     def predict(self, views: Views, samples: Samples) -> ClsPrediction:
         """Cluster (B,) of view 0, and the probability of each (B, clusters)."""
         return self.head.predict(self._features(views))
+
+    def param_groups(self) -> list[ParamGroup]:
+        """As every model's, with the classifier apart: it does not live long enough to gather momentum."""
+        encoder, classifier = apart(super().param_groups(), self.head)
+        for group in classifier:
+            group.momentum = 0.0
+        return encoder + classifier
 
     def _features(self, views: Views) -> Tensor | tuple[Tensor, ...]:
         maps = self.extract_feat(views)

@@ -32,6 +32,7 @@ class DenseCL(BaseModel):
         start_iters: steps at the beginning with no dense part, while features do not match anything yet.
         shuffle_bn: the teacher sees the key images dealt to the workers in another order than the queries; see MoCo.
         split_bn: the teacher encodes a worker's key images in that many groups, each with its own BN statistics.
+        decay_norms: weight decay acts on biases and norms, too, as in the official code.
 
     Reads `samples["shuffle"]`, the permutation of the global batch, where given; else draws it.
     """
@@ -51,10 +52,12 @@ class DenseCL(BaseModel):
         start_iters: int = 1000,
         shuffle_bn: bool = True,
         split_bn: int = 1,
+        decay_norms: bool = True,
         pretrained: str | None = None,
         data_preprocessor: nn.Module | None = None,
     ) -> None:
         super().__init__(backbone, neck, head, pretrained, data_preprocessor)
+        self.decay_norms = decay_norms
         dim = getattr(neck, "out_channels", None)
         if not isinstance(dim, int):
             raise UserError(

@@ -31,6 +31,7 @@ class MoCo(BaseModel):
             BN sees the same set either way, so nothing is shuffled.
         split_bn: the teacher encodes a worker's key images in that many groups, each with its own BN statistics: the
             stand-in for many workers on one device (the official CIFAR demo uses 8).
+        decay_norms: weight decay acts on biases and norms, too, as in the official code.
 
     Reads `samples["shuffle"]`, the permutation of the global batch, where given; else draws it.
     """
@@ -47,10 +48,12 @@ class MoCo(BaseModel):
         momentum: float = 0.999,
         shuffle_bn: bool = True,
         split_bn: int = 1,
+        decay_norms: bool = True,
         pretrained: str | None = None,
         data_preprocessor: nn.Module | None = None,
     ) -> None:
         super().__init__(backbone, neck, head, pretrained, data_preprocessor)
+        self.decay_norms = decay_norms
         dim = getattr(neck, "out_channels", None)
         if not isinstance(dim, int):
             raise UserError(

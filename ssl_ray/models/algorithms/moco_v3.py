@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_ray.models.base import BaseModel, Output, ParamGroup, Progress, Samples, Views
+from ssl_ray.models.base import BaseModel, Output, Progress, Samples, Views
 from ssl_ray.models.heads.moco_v3_head import MoCoV3Head
 from ssl_ray.models.teacher import Teacher, cosine_momentum
 
@@ -59,13 +59,6 @@ class MoCoV3(BaseModel):
     def after_step(self, state: dict[str, Tensor], progress: Progress) -> None:
         """Moves the teacher."""
         self.teacher.update(self.backbone, self.neck, cosine_momentum(self.momentum, progress))
-
-    def param_groups(self) -> list[ParamGroup]:
-        """Weights, and apart from them biases and norms; see `decay_norms`."""
-        groups = super().param_groups()
-        if self.decay_norms:
-            groups[1].weight_decay = 1.0
-        return groups
 
     def _project(self, images: Tensor) -> Tensor:
         projection: Tensor = self.neck(self.backbone(images))

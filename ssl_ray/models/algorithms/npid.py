@@ -25,6 +25,7 @@ class NPID(BaseModel):
         memory: the bank, with a row for each training image.
         num_negatives: of each image.
         ensure_neg: an image is never drawn as a negative of itself.
+        decay_norms: weight decay acts on biases and norms, too, as in the official code.
 
     Reads `samples["index"]`, the position in the data set (B,), and `samples["negatives"]`, (B, num_negatives) such
     positions, where given; else draws them.
@@ -42,10 +43,12 @@ class NPID(BaseModel):
         memory: SimpleMemory,
         num_negatives: int = 65536,
         ensure_neg: bool = False,
+        decay_norms: bool = True,
         pretrained: str | None = None,
         data_preprocessor: nn.Module | None = None,
     ) -> None:
         super().__init__(backbone, neck, head, pretrained, data_preprocessor)
+        self.decay_norms = decay_norms
         images, dim = memory.rows.shape
         if getattr(neck, "out_channels", dim) != dim:
             raise UserError(

@@ -5,7 +5,16 @@ from torch import Tensor, nn
 
 from ssl_ray import distributed
 from ssl_ray.errors import UserError
-from ssl_ray.models.base import BaseModel, Extract, Output, Progress, Samples, Views
+from ssl_ray.models.base import (
+    BaseModel,
+    Extract,
+    Output,
+    ParamGroup,
+    Progress,
+    Samples,
+    Views,
+    apart,
+)
 from ssl_ray.models.clustering import class_weights, kmeans
 from ssl_ray.models.dropout import dropout_scale
 from ssl_ray.models.heads.cls_head import ClsHead, ClsPrediction
@@ -32,6 +41,7 @@ class ODC(BaseModel):
         reweight_power: an image weighs size^-power of its cluster.
         weights_sum_to_one: weights as MMSelfSup 1.x scales them, which divides the loss by about the number of
             clusters; by default they average 1 over the images, as in OpenSelfSup they do over a batch.
+        decay_norms: weight decay acts on biases and norms, too, as in the official code.
 
     Reads `samples["dropout_scale"]` (B, neck.hid_channels), 0 or 1 / (1 - neck.dropout), where given; else draws it.
     """
@@ -52,10 +62,12 @@ class ODC(BaseModel):
         seed: int = 0,
         reweight_power: float = 0.5,
         weights_sum_to_one: bool = False,
+        decay_norms: bool = True,
         pretrained: str | None = None,
         data_preprocessor: nn.Module | None = None,
     ) -> None:
         super().__init__(backbone, neck, head, pretrained, data_preprocessor)
+        self.decay_norms = decay_norms
         clusters, dim = memory.centroids.shape
         if self.head.num_classes != clusters or self.neck.out_channels != dim:
             raise UserError(
@@ -118,6 +130,13 @@ class ODC(BaseModel):
         """Writes the memory with the rows of all ranks, then tends the clusters and their weights."""
         self.memory.write(*(distributed.gather(state[name]) for name in ("index", "features", "labels")))
         self.tend_clusters(progress.step + 1)
+
+    def param_groups(self) -> list[ParamGroup]:
+        """As every model's, with the classifier apart: without momentum, as labels change under it."""
+        encoder, classifier = apart(super().param_groups(), self.head)
+        for group in classifier:
+            group.momentum = 0.0
+        return encoder + classifier
 
     def tend_clusters(self, steps: int) -> None:
         """What the clusters need when `steps` steps are done: centroids, no small ones, new weights."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_ray.errors import UserError
-from ssl_ray.models.base import BaseModel, Output, ParamGroup, Samples, Views
+from ssl_ray.models.base import BaseModel, Output, ParamGroup, Samples, Views, apart
 from ssl_ray.models.dropout import dropout_scale
 from ssl_ray.models.heads.cls_head import ClsHead, ClsPrediction
 from ssl_ray.models.necks.relative_loc_neck import RelativeLocNeck
@@ -24,6 +24,7 @@ class RelativeLoc(BaseModel):
             Loss and gradients are the same for 1.8 times the work; BN's running variances differ, because the
             unbiased estimate takes repeated rows for new ones.
         decay_factor: weight decay of neck and head, as a multiple of the backbone's.
+        decay_norms: weight decay acts on biases and norms, too, as in the official code.
 
     Reads `samples["dropout_scale"]` (B, neighbours, neck.out_channels), 0 or 1 / (1 - neck.dropout), where given; else
     draws it.
@@ -39,10 +40,12 @@ class RelativeLoc(BaseModel):
         head: nn.Module,
         repeat_center: bool = False,
         decay_factor: float = 1.0,
+        decay_norms: bool = True,
         pretrained: str | None = None,
         data_preprocessor: nn.Module | None = None,
     ) -> None:
         super().__init__(backbone, neck, head, pretrained, data_preprocessor)
+        self.decay_norms = decay_norms
         self.repeat_center = repeat_center
         self.decay_factor = decay_factor
 
@@ -66,13 +69,11 @@ class RelativeLoc(BaseModel):
         return ClsPrediction(*(x.view(-1, self.head.num_classes, *x.shape[1:]) for x in answer))
 
     def param_groups(self) -> list[ParamGroup]:
-        """As every model's, with the weights of neck and head apart (see `decay_factor`)."""
-        weights, rest = super().param_groups()
-        in_backbone = {id(p) for p in self.backbone.parameters()}
-        ours, theirs = (
-            [p for p in weights.params if (id(p) in in_backbone) == inside] for inside in (True, False)
-        )
-        return [ParamGroup(ours), ParamGroup(theirs, weight_decay=self.decay_factor), rest]
+        """As every model's, with neck and head apart (see `decay_factor`)."""
+        ours, backbone = apart(super().param_groups(), self.backbone)
+        for group in ours:
+            group.weight_decay *= self.decay_factor
+        return backbone + ours
 
     def _pairs(self, views: Views, samples: Samples) -> Tensor:
         """The neck's output (B * neighbours, D), image by image."""

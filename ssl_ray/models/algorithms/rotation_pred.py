@@ -22,6 +22,7 @@ class RotationPred(BaseModel):
         head: a ClsHead with 4 classes.
         clockwise: class 1 is a quarter turn to the right, as in MMSelfSup 1.x; to the left in the authors' code and in
             MMSelfSup 0.x. It matters only for a head that was trained elsewhere.
+        decay_norms: weight decay acts on biases and norms, too, as in the official code.
     """
 
     head: ClsHead
@@ -31,10 +32,12 @@ class RotationPred(BaseModel):
         backbone: nn.Module,
         head: nn.Module,
         clockwise: bool = False,
+        decay_norms: bool = True,
         pretrained: str | None = None,
         data_preprocessor: nn.Module | None = None,
     ) -> None:
         super().__init__(backbone, None, head, pretrained, data_preprocessor)
+        self.decay_norms = decay_norms
         self.clockwise = clockwise
 
     def extract_feat(self, views: Views) -> tuple[Tensor, ...]:

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_ray.models.base import BaseModel, Output, ParamGroup, Samples, Views
+from ssl_ray.models.base import BaseModel, Output, ParamGroup, Samples, Views, apart
 from ssl_ray.models.heads.latent_predict_head import LatentPredictHead
 
 
@@ -53,16 +53,11 @@ class SimSiam(BaseModel):
         return F.normalize(self._project(views[0]), dim=1)
 
     def param_groups(self) -> list[ParamGroup]:
-        """Weights, biases and norms of the encoder, then of the predictor."""
-        predictor = {id(p) for p in self.head.predictor.parameters()}
-        groups = []
-        for fixed in (False, True):
-            for group in super().param_groups():
-                group.params = [p for p in group.params if (id(p) in predictor) == fixed]
-                group.fixed_lr = fixed and self.fix_predictor_lr
-                group.weight_decay = 1.0 if self.decay_norms else group.weight_decay
-                groups.append(group)
-        return groups
+        """As every model's, with the predictor apart (see `fix_predictor_lr`)."""
+        encoder, predictor = apart(super().param_groups(), self.head.predictor)
+        for group in predictor:
+            group.fixed_lr = self.fix_predictor_lr
+        return encoder + predictor
 
     def _project(self, images: Tensor) -> Tensor:
         projection: Tensor = self.neck(self.backbone(images))
