@@ -46,7 +46,7 @@ def _cae_neck(config: Config) -> CAENeck:
     fixed = {"qk_scale": None, "drop_rate": 0, "attn_drop_rate": 0}
     # patch_size has no effect on them; mask_tokens_num is the algorithm's.
     elsewhere = ("patch_size", "mask_tokens_num")
-    arguments = {"regressor_depth": 6, "decoder_depth": 8, "k_bias": True}
+    arguments: dict[str, Any] = {"regressor_depth": 6, "decoder_depth": 8, "k_bias": True}
     arguments |= arguments_of(config, names, fixed, elsewhere, VIT_NORM)
     # One setting of theirs with two meanings: a bias of the decoder's keys, and any bias in the regressor.
     return CAENeck(**_with_scale(arguments), regressor_bias=arguments["k_bias"])

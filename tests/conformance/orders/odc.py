@@ -12,6 +12,7 @@ from tests.conformance.orders.order import Order, Samples
 
 class ODCOrder(Order):
     sample_of_draw = {"dropout_scale": "dropout_scale"}
+    single_parts = frozenset({"change_ratio"})
 
     def model(self, record: dict[str, Any], override: dict[str, Tensor], extra: dict[str, Any]) -> ODC:
         model = super().model(record, override, extra)

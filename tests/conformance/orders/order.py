@@ -21,12 +21,14 @@ class Order:
     """The order of events of an algorithm with nothing special about it. Subclasses say what is.
 
     sample_of_draw: name in `samples` of a recorded draw. part_names: our metric of a recorded part of the loss.
+    single_parts: parts that MMSelfSup computes in float32 whatever the inputs are.
     same_losses_in_our_order: with `after_step` after the optimiser step the losses are those of the recording, because
     an update at the end of step k is an update at the start of step k + 1.
     """
 
     sample_of_draw: dict[str, str] = {}
     part_names: dict[str, str] = {}
+    single_parts: frozenset[str] = frozenset()
     same_losses_in_our_order = True
 
     def model(self, record: dict[str, Any], override: dict[str, Tensor], extra: dict[str, Any]) -> BaseModel:
