@@ -91,11 +91,11 @@ SMALL = Recipe(
         ),
         decay_norms=False,  # AdamW would pull the norms' gains to zero at a rate made for weights
     ),
-    views=Spec(moco_v2_views, size=28, min_scale=0.3, brightness=0.8, contrast=0.8, jitter_p=1.0, blur_p=0.0),
+    views=Spec(moco_v2_views, size=28, min_scale=0.6, brightness=0.8, contrast=0.8, jitter_p=1.0, blur_p=0.0),
     optimization=Optimization(
         optimizer=Spec(AdamW, betas=(0.9, 0.95), weight_decay=0.01), base_lr=0.012, warmup_epochs=0.5
     ),
-    training=Training(epochs=16, global_batch_size=64, channels_last=True),
+    training=Training(epochs=20, global_batch_size=64, channels_last=True),
     evaluation=Evaluation(every_epochs=4),
 )
 

@@ -56,6 +56,11 @@ def load(source: str) -> ModuleType:
     return _load_built_in(source)
 
 
+def recipes_of(source: str) -> dict[str, Recipe]:
+    """Attribute -> recipe of an experiment file (see `load`), in the order in which it defines them."""
+    return {name: value for name, value in vars(load(source)).items() if isinstance(value, Recipe)}
+
+
 def load_recipe(source: str, scale: str = "auto", info: "DatasetInfo | None" = None) -> Chosen:
     """The recipe that a command line names.
 
@@ -70,7 +75,7 @@ def load_recipe(source: str, scale: str = "auto", info: "DatasetInfo | None" = N
             raise UserError(f"scale: {source} holds one recipe; leave --scale {scale} out")
         return Chosen(_read_json(Path(source)), source)
     file, _, attribute = source.partition(":")
-    recipes = {name: value for name, value in vars(load(file)).items() if isinstance(value, Recipe)}
+    recipes = recipes_of(file)
     why = ""
     if attribute and scale != "auto":
         raise UserError(f"scale: {source} names its recipe; leave --scale {scale} out")

@@ -13,11 +13,16 @@ COLUMNS = ("name", "paper", "backbone", "neck", "head", "loss", "memory", "publi
 def list_recipes(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the built-in algorithms: paper, composition, published result."""
+    """List the built-in algorithms and published variants: paper, composition, result. A name is what pretrain takes."""
     from ssl_ray import experiments
     from ssl_ray.console import Console
 
-    rows = [_row(name, experiments.load(name).PAPER) for name in experiments.names()]
+    rows = [
+        _row(name if attribute == "PAPER" else f"{name}:{attribute}", recipe)
+        for name in experiments.names()
+        for attribute, recipe in experiments.recipes_of(name).items()
+        if attribute.startswith("PAPER")
+    ]
     if as_json:
         Console().json_line([dict(zip(COLUMNS, row, strict=True)) for row in rows])
     else:

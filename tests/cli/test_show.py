@@ -115,6 +115,7 @@ def test_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert {name: row["memory"] for name, row in rows.items() if row["memory"]} == {
         "densecl": "queue of 65536",
         "moco": "queue of 65536",
+        "moco:PAPER_V1": "queue of 65536",
         "npid": "SimpleMemory",
         "odc": "ODCMemory",
         "swav": "queue of 3840",
