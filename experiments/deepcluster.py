@@ -61,11 +61,11 @@ SMALL = Recipe(
         pca_dim=64,
         decay_norms=False,
     ),
-    views=Spec(deepcluster_views, size=28, min_scale=0.5, brightness=0.8, contrast=0.8),
+    views=Spec(deepcluster_views, size=28, min_scale=0.6, brightness=0.8, contrast=0.8),
     optimization=Optimization(
         optimizer=Spec(AdamW, betas=(0.9, 0.95), weight_decay=0.01), base_lr=0.004, warmup_epochs=0.5
     ),
-    training=Training(epochs=16, global_batch_size=128, channels_last=True),
+    training=Training(epochs=14, global_batch_size=64, channels_last=True),
     evaluation=Evaluation(every_epochs=4),
 )
 

@@ -52,11 +52,11 @@ SMALL = Recipe(
         head=Spec(ClsHead, in_channels=128, num_classes=4, with_avg_pool=True, loss=Spec(CrossEntropyLoss)),
         decay_norms=False,
     ),
-    views=Spec(rotation_views, size=28, min_scale=0.4),
+    views=Spec(rotation_views, size=28, min_scale=0.5),
     optimization=Optimization(
         optimizer=Spec(AdamW, betas=(0.9, 0.95), weight_decay=0.05), base_lr=0.004, warmup_epochs=0.5
     ),
-    training=Training(epochs=8, global_batch_size=128, channels_last=True),
+    training=Training(epochs=10, global_batch_size=64, channels_last=True),
     evaluation=Evaluation(every_epochs=2),
 )
 

@@ -70,6 +70,7 @@ PAPER = Recipe(
 
 # For images up to 64 px on one small machine: a narrow network, AdamW, 2 small crops, and so few prototypes that a
 # batch and a short queue suffice to share them out. A lower epsilon makes sharper codes: more to learn at the start.
+# Crops, the small ones too, leave most of a small centred object in the picture. At twice the rate it does not learn.
 SMALL = Recipe(
     name="swav",
     paper=PAPER_INFO,
@@ -89,16 +90,16 @@ SMALL = Recipe(
         size=28,
         small_size=16,
         num_small=2,
-        min_scale=0.4,
-        small_min_scale=0.15,
-        small_max_scale=0.4,
+        min_scale=0.6,
+        small_min_scale=0.3,
+        small_max_scale=0.6,
         jitter_p=1.0,
         blur_p=0.0,
     ),
     optimization=Optimization(
         optimizer=Spec(AdamW, betas=(0.9, 0.95), weight_decay=0.01), base_lr=0.004, warmup_epochs=0.5
     ),
-    training=Training(epochs=10, global_batch_size=128, channels_last=True),
+    training=Training(epochs=14, global_batch_size=64, channels_last=True),
     evaluation=Evaluation(every_epochs=4),
 )
 
