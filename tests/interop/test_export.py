@@ -41,7 +41,7 @@ def trained(architecture: Spec, image_size: int | None = None) -> TrainedBackbon
 
 def differ(backbone: TrainedBackbone, theirs: nn.Module) -> float:
     generator = torch.Generator().manual_seed(5)
-    images = torch.randn(2, 3, backbone.image_size, backbone.image_size, generator=generator)
+    images = torch.randn(3, 3, backbone.image_size, backbone.image_size, generator=generator)
     with torch.no_grad():
         ours = pooled(backbone.module, images)
         assert ours.std() > 0.01, "features that could tell two networks apart"
@@ -155,6 +155,24 @@ def test_torchscript(tmp_path, architecture) -> None:
     backbone = trained(architecture, 16 if architecture is NARROW else None)
     assert export(backbone, "torchscript", tmp_path / "x.ts").difference < 1e-4
     assert differ(backbone, torch.jit.load(tmp_path / "x.ts")) < 1e-4
+
+
+class Features(nn.Module):
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return pooled(self.backbone, images)
+
+
+# Sizes of the image are numbers in a graph, and tracing says so.
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace:FutureWarning")
+@pytest.mark.parametrize("architecture", [NARROW, MAE, MOCO_V3, CAE, SWIN, SWIN.replace(img_size=20)])
+def test_a_graph_of_one_image_takes_any_batch(architecture) -> None:
+    backbone = trained(architecture, 16 if architecture is NARROW else None)
+    one = torch.zeros(1, 3, backbone.image_size, backbone.image_size)
+    assert differ(backbone, torch.jit.trace(Features(backbone.module), one)) < 1e-4
 
 
 @pytest.mark.parametrize("architecture", [NARROW, MAE, pytest.param(SWIN, marks=pytest.mark.slow)])

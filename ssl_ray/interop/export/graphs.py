@@ -51,37 +51,14 @@ def _reload_onnx(backbone: TrainedBackbone, path: Path) -> Features:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-class _OneByOne(nn.Module):
-    """A graph for one image, applied to each of a batch."""
-
-    def __init__(self, graph: nn.Module) -> None:
-        super().__init__()
-        self.graph = graph
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: list[Tensor] = []
-        for i in range(images.shape[0]):
-            features.append(self.graph(images[i : i + 1]))
-        return torch.cat(features)
-
-
 def _write_torchscript(backbone: TrainedBackbone, path: Path) -> None:
+    """Recording makes a number of `len(x)`, not of `x.shape[0]`: the proof, on another batch, refuses the former."""
     module, images = _recorded(backbone)
     with warnings.catch_warnings(), torch.no_grad():
         # It is old, and says so; and that checks of the image size are not recorded.
         warnings.simplefilter("ignore")
         graph = torch.jit.trace(module, images)  # type: ignore[no-untyped-call]
-        if not _takes_any_batch(graph, images):
-            graph = torch.jit.script(_OneByOne(torch.jit.trace(module, images[:1])))  # type: ignore[no-untyped-call]
         graph.save(str(path))
-
-
-def _takes_any_batch(graph: nn.Module, images: Tensor) -> bool:
-    """False where recording made a number of the batch's size, as it does of `len(x)` (but not of `x.shape[0]`)."""
-    try:
-        return len(graph(images[:1])) == 1
-    except RuntimeError:
-        return False
 
 
 def _reload_torchscript(backbone: TrainedBackbone, path: Path) -> Features:

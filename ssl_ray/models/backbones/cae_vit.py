@@ -82,10 +82,10 @@ class CAEViT(nn.Module):
 
     def positions(self, chosen: Tensor) -> Tensor:
         """Positions (B, n, D) of the patches `chosen` (B, n)."""
-        return select(self.pos_embed[:, 1:].expand(len(chosen), -1, -1), chosen)
+        return select(self.pos_embed[:, 1:].expand(chosen.shape[0], -1, -1), chosen)
 
     def _encode(self, patches: Tensor) -> Tensor:
-        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(patches.shape[0], -1, -1)
         latent: Tensor = self.norm(self.blocks(torch.cat([cls_token, patches], dim=1)))
         return latent
 

@@ -83,6 +83,6 @@ class MAEViT(nn.Module):
 
     def _encode(self, patches: Tensor) -> Tensor:
         # The class token joins after masking, so it is never dropped.
-        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(patches.shape[0], -1, -1)
         latent: Tensor = self.norm(self.blocks(torch.cat([cls_token, patches], dim=1)))
         return latent

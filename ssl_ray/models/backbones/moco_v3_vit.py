@@ -67,7 +67,7 @@ class MoCoV3ViT(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map of the patches (B, D, H / patch, W / patch) and class token (B, D) of images (B, C, H, W)."""
         patches = self.patch_embed(x)
-        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches], dim=1) + self.pos_embed
+        tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), patches], dim=1) + self.pos_embed
         tokens = self.norm(self.blocks(tokens))
         return tokens[:, 1:].transpose(1, 2).unflatten(2, self.patch_embed.grid), tokens[:, 0]
 

@@ -30,7 +30,7 @@ class SwinPatchEmbed(PatchEmbed):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, S, S, embed_dim). Raises UserError for another image size than it was built for."""
         patches: Tensor = self.norm(super().forward(x))
-        return patches.view(len(x), *self.grid, -1)
+        return patches.view(x.shape[0], *self.grid, -1)
 
 
 class WindowAttention(nn.Module):
