@@ -14,7 +14,13 @@ from ssl_ray.errors import UserError
 from ssl_ray.interop.architecture import Guess, guess_architecture
 from ssl_ray.interop.backbone_file import TrainedBackbone
 from ssl_ray.interop.official import encoder_of, identify
-from ssl_ray.interop.weights import LoadReport, load_matched, read_state_dict, refuse_non_finite
+from ssl_ray.interop.weights import (
+    DISPENSABLE,
+    LoadReport,
+    load_matched,
+    read_state_dict,
+    refuse_non_finite,
+)
 from ssl_ray.spec import Spec
 
 
@@ -102,11 +108,12 @@ def _wanted(module: nn.Module) -> list[str]:
 def _refuse(path: Path, spec: Spec, report: LoadReport, misfits: Mapping[str, Any], partial: bool) -> None:
     if not [k for k in report.matched if not k.endswith("num_batches_tracked")]:
         raise UserError(f"{path}: no tensor fits {spec}; give the --backbone that was trained")
-    if partial or not (report.missing or misfits):
+    missing = [key for key in report.missing if not key.endswith(DISPENSABLE)]
+    if partial or not (missing or misfits):
         return
     problems = []
-    if report.missing:
-        problems.append(f"{len(report.missing)} tensors are missing ({', '.join(report.missing[:3])}, ...)")
+    if missing:
+        problems.append(f"{len(missing)} tensors are missing ({', '.join(missing[:3])}, ...)")
     if misfits:
         name, (theirs, ours) = next(iter(misfits.items()))
         problems.append(f"{len(misfits)} have another shape ({name}: {list(theirs)}, wanted {list(ours)})")

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from ssl_ray.errors import UserError
-from ssl_ray.interop.weights import MM_SWIN, MM_VIT, PREFIXES, Rename, merging_from_mm, renamed
+from ssl_ray.interop.weights import (
+    MM_SWIN,
+    MM_VIT,
+    PREFIXES,
+    Rename,
+    merging_at_end,
+    merging_from_mm,
+    renamed,
+)
 
 
 class Source(NamedTuple):
@@ -68,7 +76,7 @@ SOURCES = (
     Source("a backbone in MMSelfSup's names", None, "", ("patch_embed.projection.",)),
     Source("a ResNet in torchvision's names", None, "", ("conv1.", "layer1.")),
     Source("a Vision Transformer in timm's names", None, "", ("cls_token", "blocks.")),
-    Source("a Swin Transformer in its authors' names", None, "", ("patch_embed.", "layers.")),
+    Source("a Swin Transformer in its authors' or timm's names", None, "", ("patch_embed.", "layers.")),
     *(Source(f"a backbone at {p!r}", None, p, (p,)) for p in sorted(PREFIXES, key=len, reverse=True) if p),
 )
 
@@ -106,12 +114,7 @@ def encoder_of(source: Source, tensors: Mapping[str, Tensor]) -> dict[str, tuple
                 )
     if any(name.startswith("patch_embed.projection.") for name in inside):
         return _from_mmselfsup(inside)
-    if (
-        "layers.1.downsample.reduction.weight" in inside
-        and "layers.0.downsample.reduction.weight" not in inside
-    ):
-        return {_merging_before(name): entry for name, entry in inside.items()}
-    return inside
+    return merging_at_end(inside)
 
 
 def _from_mmselfsup(inside: Mapping[str, tuple[str, Tensor]]) -> dict[str, tuple[str, Tensor]]:
@@ -121,9 +124,3 @@ def _from_mmselfsup(inside: Mapping[str, tuple[str, Tensor]]) -> dict[str, tuple
         renamed(name, renames): (key, merging_from_mm(value) if stages and ".downsample." in name else value)
         for name, (key, value) in inside.items()
     }
-
-
-def _merging_before(name: str) -> str:
-    """Newer timm merges patches at the start of a stage: its number 1 is our number 0."""
-    layers, dot, rest = name.partition(".downsample.")
-    return f"layers.{int(layers.removeprefix('layers.')) - 1}{dot}{rest}" if dot else name

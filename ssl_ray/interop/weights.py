@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ssl_ray.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 # Where code bases put the network that learns; momentum encoders are left out on purpose. Ties go to the first.
 PREFIXES = (
@@ -30,6 +32,8 @@ PREFIXES = (
     "model.",
     "model.backbone.",
 )
+# Ends of keys that a backbone can do without, for no feature of an image depends on them: they start anew.
+DISPENSABLE = ("num_batches_tracked", "mask_token")
 # Keys under which files hold the state dict.
 CONTAINERS = ("state_dict", "model", "algorithm")
 
@@ -83,6 +87,23 @@ MM_SWIN = (
 _MM_SWIN_BACKBONE = (*(Rename(f"norm{i}.", "norm.") for i in range(8)), *MM_SWIN)
 
 
+def merging_moved(key: str, stages: int) -> str:
+    """A Swin Transformer's key, with the merging of patches in a later stage (or earlier, `stages` < 0).
+
+    Newer timm begins a stage with the merging that ours, the authors' and older timm's end the stage before with.
+    """
+    layers, downsample, rest = key.partition(".downsample.")
+    number = layers.removeprefix("layers.")
+    return f"layers.{int(number) + stages}{downsample}{rest}" if downsample and number.isdecimal() else key
+
+
+def merging_at_end(entries: Mapping[str, _T]) -> dict[str, _T]:
+    """A Swin Transformer's entries with its mergings where ours are, wherever theirs were; all others as they are."""
+    begins = "layers.1.downsample.reduction.weight" in entries
+    ends = "layers.0.downsample.reduction.weight" in entries
+    return {merging_moved(key, -1) if begins and not ends else key: entry for key, entry in entries.items()}
+
+
 def merging_from_mm(weights: Tensor) -> Tensor:
     """MMSelfSup's order of the 4C inputs of a patch merging (channel, row, column) as (column, row, channel)."""
     return weights.reshape(*weights.shape[:-1], -1, 2, 2).transpose(-3, -1).flatten(-3)
@@ -108,10 +129,10 @@ class LoadReport:
 def load_backbone(backbone: nn.Module, source: str | Path | Mapping[str, Tensor]) -> LoadReport:
     """Loads all of `backbone`'s weights from `source`, a file, torchvision name (see `read_state_dict`) or state dict.
 
-    Known prefixes (`module.`, `backbone.`, `encoder_q.`, ...) and MMSelfSup's ViT and Swin names are understood; what
-    belongs to necks, heads and momentum encoders is not used. Raises UserError unless every tensor of the backbone is
-    found with its shape (BN's batch counters may be missing) and finite, or if two copies of the backbone in the source
-    disagree.
+    Known prefixes (`module.`, `backbone.`, `encoder_q.`, ...), MMSelfSup's ViT and Swin names and both of timm's for
+    Swin are understood; what belongs to necks, heads and momentum encoders is not used. Raises UserError unless every
+    tensor of the backbone is found with its shape (those of `DISPENSABLE` may be missing) and finite, or if two copies
+    of the backbone in the source disagree.
     """
     origin = "weights" if isinstance(source, Mapping) else str(source)
     theirs = source if isinstance(source, Mapping) else read_state_dict(source)
@@ -121,7 +142,7 @@ def load_backbone(backbone: nn.Module, source: str | Path | Mapping[str, Tensor]
     candidates = []
     for prefix in PREFIXES:
         inside = {k.removeprefix(prefix): (k, v) for k, v in theirs.items() if k.startswith(prefix)}
-        inside = {name: (k, _our_layout(name, v)) for name, (k, v) in inside.items()}
+        inside = {name: (k, _our_layout(name, v)) for name, (k, v) in merging_at_end(inside).items()}
         for renames in ((), MM_VIT, _MM_SWIN_BACKBONE):
             found = {renamed(k, renames): entry for k, entry in inside.items()}
             candidates.append({k: entry for k, entry in found.items() if k in own})
@@ -134,7 +155,7 @@ def load_backbone(backbone: nn.Module, source: str | Path | Mapping[str, Tensor]
                 f"{origin}: {a!r} and {b!r} belong to two different encoders; keep one in the file"
             )
 
-    missing = tuple(k for k in own if k not in best and not k.endswith("num_batches_tracked"))
+    missing = tuple(k for k in own if k not in best and not k.endswith(DISPENSABLE))
     used = {key for key, _ in best.values()}
     report = LoadReport(tuple(best), missing, tuple(k for k in theirs if k not in used))
     name = type(backbone).__name__

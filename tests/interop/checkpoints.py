@@ -175,6 +175,16 @@ def simmim() -> Theirs:
     return Theirs({"model": theirs, "epoch": 99, "max_accuracy": 0.0}, model, 16)
 
 
+def timm_swin() -> Theirs:
+    return Theirs(swin().state_dict(), swin(), 16)
+
+
+def old_timm_swin() -> Theirs:
+    state = authors_swin(swin().state_dict())
+    del state["mask_token"]
+    return Theirs(state, swin(), 16)
+
+
 def densecl() -> Theirs:
     state = resnet().state_dict()
     neck = {"mlp.0.weight": torch.zeros(4, 512), "mlp2.0.weight": torch.zeros(4, 512, 1, 1)}

@@ -7,7 +7,9 @@ import torchvision
 
 from ssl_ray.errors import UserError
 from ssl_ray.interop import load_backbone, read_state_dict
-from ssl_ray.models import MAEViT, ResNet
+from ssl_ray.models import MAEViT, ResNet, SimMIMSwinTransformer
+from ssl_ray.models.encoder import pooled
+from tests.interop import checkpoints
 
 
 @pytest.fixture
@@ -180,6 +182,21 @@ def test_vision_transformers_in_mmselfsup_names():
     assert "backbone.layers.1.ffn.layers.0.0.weight" in theirs
     load_backbone(fresh, theirs)
     assert_equal(fresh, trained)
+
+
+@pytest.mark.parametrize("merging", ["at the start of a stage", "at the end of a stage"])
+def test_swin_transformers_in_timms_names(merging):
+    """Its newer versions begin a stage with the merging of patches that older ones end the stage before with."""
+    theirs = checkpoints.swin()
+    state = theirs.state_dict()
+    if merging == "at the end of a stage":
+        state = checkpoints.authors_swin(state)
+        del state["mask_token"]
+    ours = SimMIMSwinTransformer(16, 2, embed_dim=8, depths=(2, 2), num_heads=(1, 2), window_size=4).eval()
+    assert load_backbone(ours, state).missing == ()
+    images = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(pooled(ours, images), theirs(images), rtol=0, atol=1e-5)
 
 
 def test_the_load_is_reported(trained, fresh, caplog):

@@ -8,6 +8,7 @@ from torch import Tensor
 from ssl_ray.interop.backbone_file import TrainedBackbone
 from ssl_ray.interop.export.format import Features, Format, arguments, needed
 from ssl_ray.interop.export.torchvision_models import resnet_refusal
+from ssl_ray.interop.weights import merging_moved
 from ssl_ray.models.backbones import CAEViT, MAEViT, MoCoV3ViT, ResNet, SimMIMSwinTransformer
 from ssl_ray.models.backbones.swin import SwinBlock
 
@@ -56,10 +57,7 @@ def _their_key(key: str, backbone: TrainedBackbone) -> str | None:
     if target is SimMIMSwinTransformer:
         if key == "mask_token":
             return None
-        layers, dot, rest = key.partition(
-            ".downsample."
-        )  # there a stage begins with it, here one ends with it
-        return f"layers.{int(layers.removeprefix('layers.')) + 1}{dot}{rest}" if dot else key
+        return merging_moved(key, 1)
     if target is CAEViT and arguments(backbone)["k_bias"]:
         return key.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma")
     return key
