@@ -1,4 +1,4 @@
-"""Every algorithm as its SMALL recipe composes it, with real views of a few of the embedded images."""
+"""Every algorithm as its SMALL recipe composes it, and otherwise; with real views of a few of the embedded images."""
 
 import functools
 from typing import Any
@@ -12,11 +12,31 @@ from ssl_ray.data.pipeline import make_batch
 from ssl_ray.data.source import Source, open_dataset
 from ssl_ray.data.sources.base import Subset
 from ssl_ray.evaluation.extract import TrainingSet
-from ssl_ray.models import BaseModel
+from ssl_ray.models import BaseModel, LinearNeck, MoCoV3ViT, ResNetSobel
 from ssl_ray.recipe import Recipe, overrides
 from ssl_ray.resolve import resolve
+from ssl_ray.spec import Spec
 
-NAMES = experiments.names()
+# Published compositions that no SMALL has: what they are called here -> the experiment, and settings of its SMALL.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "moco_v1": ("moco", {"algorithm.neck": Spec(LinearNeck, in_channels=128, out_channels=64)}),
+    "moco_v3_vit": (
+        "moco_v3",
+        {
+            "algorithm.backbone": Spec(
+                MoCoV3ViT, img_size=28, patch_size=4, embed_dim=48, depth=2, num_heads=4
+            ),
+            "algorithm.neck.with_avg_pool": False,
+            "algorithm.decay_norms": True,
+        },
+    ),
+    "swav_without_queue": ("swav", {"algorithm.queue_size": 0}),
+    "deepcluster_sobel": (
+        "deepcluster",
+        {"algorithm.backbone": Spec(ResNetSobel, depth=18, width=16, stem="small_s2")},
+    ),
+}
+NAMES = [*experiments.names(), *VARIANTS]
 IMAGES = 256
 
 
@@ -27,9 +47,10 @@ def source(images: int = IMAGES) -> Source:
 
 
 def recipe(name: str, batch: int, settings: dict[str, Any] | None = None, images: int = IMAGES) -> Recipe:
-    """SMALL, resolved against `source(images)`."""
-    small: Recipe = experiments.load(name).SMALL
-    settings = {"training.global_batch_size": batch, "evaluation.k": 5} | (settings or {})
+    """SMALL, or a variant of it, resolved against `source(images)`."""
+    experiment, variant = VARIANTS.get(name, (name, {}))
+    small: Recipe = experiments.load(experiment).SMALL
+    settings = {"training.global_batch_size": batch, "evaluation.k": 5} | variant | (settings or {})
     return resolve(overrides(small, settings), source(images).info).recipe
 
 
