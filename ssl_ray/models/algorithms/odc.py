@@ -108,7 +108,8 @@ class ODC(BaseModel):
     def loss(self, views: Views, samples: Samples) -> Output:
         """Weighted cross-entropy of view 0 against its image's label. State: index (B,), and what memory shall hold.
 
-        `change_ratio` is the share of images whose label changes: it should fall.
+        `change_ratio` is the share of images whose label changes: it should fall; `cluster_top1` that of images
+        classified as labelled.
         """
         index = samples["index"]
         target = self.memory.labels[index]
@@ -118,7 +119,10 @@ class ODC(BaseModel):
             rows, labels = self.memory.propose(index, features.detach())
         return Output(
             loss,
-            metrics={"change_ratio": (labels != target).to(loss.dtype).mean()},
+            metrics={
+                "change_ratio": (labels != target).to(loss.dtype).mean(),
+                "cluster_top1": self.head.accuracy(self.head.logits(features.detach()), target),
+            },
             state={"index": index, "features": rows, "labels": labels},
         )
 
