@@ -62,8 +62,8 @@ PAPER = Recipe(
     training=Training(epochs=200, global_batch_size=4096),  # MMSelfSup; section 3.3
 )
 
-# For images up to 64 px on one small machine: a narrow network, AdamW and many small steps; mild crops and strong jitter
-# suit small centred objects, blur does not. Batch norm after the projection is not the paper's; in short trials
+# For images up to 64 px on one small machine: a narrow network, AdamW and many small steps; mild crops and strong
+# jitter suit small centred objects, blur does not. Batch norm after the projection is not the paper's; in short trials
 # projections spread wider with it (std ratio 0.96 instead of 0.75) and kNN did better.
 SMALL = Recipe(
     name="byol",

@@ -48,7 +48,8 @@ PAPER = Recipe(
 )
 
 # For images up to 64 px on one small machine: a narrow network, AdamW, ten times as many clusters as one expects
-# classes (section 4.1), and crops that leave a small centred object in the picture.
+# classes (section 4.1), and crops that leave a small centred object in the picture. Classifiers that start anew need
+# time and a rate that does not end at 0.
 SMALL = Recipe(
     name="deepcluster",
     paper=DEEPCLUSTER,
@@ -59,11 +60,15 @@ SMALL = Recipe(
         head=Spec(ClsHead, in_channels=128, num_classes=100, loss=Spec(CrossEntropyLoss)),
         num_samples=60000,
         pca_dim=64,
+        interval=2,
         decay_norms=False,
     ),
     views=Spec(deepcluster_views, size=28, min_scale=0.6, brightness=0.8, contrast=0.8),
     optimization=Optimization(
-        optimizer=Spec(AdamW, betas=(0.9, 0.95), weight_decay=0.01), base_lr=0.004, warmup_epochs=0.5
+        optimizer=Spec(AdamW, betas=(0.9, 0.95), weight_decay=0.01),
+        base_lr=0.004,
+        warmup_epochs=0.5,
+        final_lr=4e-4,
     ),
     training=Training(epochs=14, global_batch_size=64, channels_last=True),
     evaluation=Evaluation(every_epochs=4),
