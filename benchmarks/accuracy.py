@@ -138,21 +138,26 @@ def measure(name: str, data: str, dataset: Dataset, folder: Path, options: list[
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """KNN by epoch of each algorithm, against raw pixels."""
+    """KNN by epoch, a panel per algorithm, against raw pixels."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    for row in rows:
+    columns = min(4, len(rows))
+    lines = -(-len(rows) // columns)
+    figure = Figure(figsize=(2.4 * columns + 0.6, 1.9 * lines + 0.6), dpi=120, layout="constrained")
+    panels = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
+    for panel, row in zip(panels, rows, strict=False):
         epochs, knn = zip(*row["curve"], strict=True)
-        axes.plot(epochs, [100 * k for k in knn], "o-", markersize=3, label=row["algorithm"])
-    if (raw := rows[0]["raw_pixels_knn"]) is not None:
-        axes.axhline(100 * raw, color="gray", linestyle="--", label="raw pixels")
-    axes.set(
-        xlabel="epoch", ylabel="kNN top-1 % on held-out images", title="Epoch 0 is the untrained network"
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(ncols=2, fontsize=8)
+        panel.plot(epochs, [100 * k for k in knn], "o-", markersize=3)
+        if (raw := row["raw_pixels_knn"]) is not None:
+            panel.axhline(100 * raw, color="gray", linestyle="--", linewidth=1)
+        panel.set_title(f"{row['algorithm']} {100 * knn[-1]:.1f}", fontsize=9)
+        panel.tick_params(labelsize=8)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.grid(alpha=0.3)
+    for panel in panels[len(rows) :]:
+        panel.remove()
+    figure.supxlabel("epoch (0: the untrained network)", fontsize=9)
+    figure.supylabel("kNN top-1 % on held-out images (dashed: raw pixels)", fontsize=9)
     figure.savefig(path)
 
 
