@@ -53,10 +53,10 @@ SMALL = Recipe(
         DenseCL,
         backbone=Spec(ResNet, depth=18, width=16, stem="small_s2"),
         neck=Spec(DenseCLNeck, in_channels=128, hid_channels=128, out_channels=64),
-        head=Spec(ContrastiveHead, temperature=0.2, loss=Spec(CrossEntropyLoss)),
+        head=Spec(ContrastiveHead, temperature=0.1, loss=Spec(CrossEntropyLoss)),
         queue_size=1024,
         momentum=0.99,
-        loss_lambda=0.5,
+        loss_lambda=0.3,
         start_iters=0,
         split_bn=8,
         decay_norms=False,
@@ -65,7 +65,7 @@ SMALL = Recipe(
     optimization=Optimization(
         optimizer=Spec(AdamW, betas=(0.9, 0.95), weight_decay=0.01), base_lr=0.006, warmup_epochs=0.5
     ),
-    training=Training(epochs=12, global_batch_size=128, channels_last=True, sync_bn=False),
+    training=Training(epochs=16, global_batch_size=64, channels_last=True, sync_bn=False),
     evaluation=Evaluation(every_epochs=4),
 )
 

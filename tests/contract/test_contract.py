@@ -187,10 +187,11 @@ def test_the_teacher_moves_and_takes_no_gradient(name):
 # What keeps a network from learning by heart, by the name of the argument. A queue that holds the other of two batches
 # holds no image of this one, which would be its own negative.
 BY_HEART = {"dropout": 0.0, "drop_path": 0.0, "split_bn": 1, "queue_size": 32, "ensure_neg": True}
-# A task of a size that fits so few images and steps: clusters that 64 images can fill, and few hidden patches.
+# A task of a size that fits so few images and steps: clusters that 64 images can fill, few or small hidden patches.
 SMALLER = {
     "odc": {"algorithm.head.num_classes": 8, "algorithm.memory.num_clusters": 8},
     "cae": {"views.num_masked": 4},
+    "simmim": {"views.mask_patch_size": 4},
 }
 # Where a perfect answer has no loss of 0.
 FLOOR = {"simsiam": -1.0}
