@@ -53,10 +53,10 @@ def small(name: str, settings: dict[str, Any]) -> Resolved:
         ("swav", {"views.size": 14}, {"views.small_size": 6}),
         ("relative_loc", {"views.size": 36}, {"views.patch_side": 12}),
         ("relative_loc", {"views.size": 33, "views.gap": 2}, {"views.patch_side": 7}),
-        ("simmim", {"views.size": 32}, {"views.mask_patch_size": 4, "algorithm.neck.encoder_stride": 4}),
+        ("simmim", {"views.size": 28}, {"views.mask_patch_size": 4, "algorithm.neck.encoder_stride": 4}),
         (
             "simmim",
-            {"algorithm.backbone.patch_size": 7},
+            {"views.size": 28, "algorithm.backbone.patch_size": 7},
             {"views.mask_patch_size": 7, "algorithm.neck.encoder_stride": 14},
         ),
         (
@@ -102,7 +102,11 @@ def test_tokens_of_a_fixed_size_need_no_weights() -> None:
     ("name", "setting", "said"),
     [
         ("simmim", {"views.size": 30}, r"^views\.size 30 is no multiple of 4 pixels, .*; choose 28 "),
-        ("simmim", {"algorithm.backbone.patch_size": 4}, r"^views\.size 28 is no multiple of 8 pixels"),
+        (
+            "simmim",
+            {"views.size": 28, "algorithm.backbone.patch_size": 4},
+            r"^views\.size 28 is no multiple of 8 pixels",
+        ),
         ("relative_loc", {"views.gap": 14}, r"^views\.gap 14 leaves no room .* views\.size 42"),
         ("cae", {"views.num_masked": 49}, r"^views\.num_masked 49 would hide all of the 49 patches"),
         ("mae", {"algorithm.backbone.patch_size": 0}, r"^algorithm\.backbone\.patch_size 0 does not divide"),
@@ -164,7 +168,7 @@ def test_a_backbone_that_cannot_be_built_without_memory_is_left_alone() -> None:
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"views.size": 32},
     {"views.size": 16, "algorithm.backbone.width": 24, "algorithm.backbone.embed_dim": 48},
-    {"algorithm.neck.out_channels": 96, "algorithm.backbone.patch_size": 7},
+    {"views.size": 28, "algorithm.neck.out_channels": 96, "algorithm.backbone.patch_size": 7},
 )
 
 
