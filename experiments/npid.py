@@ -72,4 +72,5 @@ SEARCH: Search = {
     "algorithm.head.temperature": LogUniform(0.05, 0.3),
     "algorithm.memory.momentum": Choice((0.0, 0.25, 0.5, 0.75)),
     "views.min_scale": Uniform(0.2, 0.9),
+    "views.brightness": Uniform(0.2, 0.8),
 }

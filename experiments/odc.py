@@ -73,7 +73,7 @@ SMALL = Recipe(
 
 SEARCH: Search = {
     "optimization.base_lr": LogUniform(5e-4, 2e-2),
-    "algorithm.memory.momentum": Choice((0.2, 0.5, 0.8)),
+    "algorithm.memory.momentum": Choice((0.5, 0.8, 0.9, 0.95)),
     "algorithm.memory.min_cluster": Choice((4, 20, 100)),
     "algorithm.reweight_power": Choice((0.0, 0.5, 1.0)),
     "views.min_scale": Uniform(0.2, 0.9),

@@ -101,5 +101,5 @@ SMALL = Recipe(
 SEARCH: Search = {
     "optimization.base_lr": LogUniform(5e-4, 2e-2),
     "views.mask_ratio": Uniform(0.3, 0.8),
-    "views.mask_patch_size": Choice((4, 14)),
+    "views.mask_patch_size": Choice((4, 8, 16)),
 }

@@ -51,6 +51,8 @@ def test_every_experiment_is_whole(name: str) -> None:
         values = space.values if isinstance(space, Choice) else (space.low, space.high)
         for value in values:
             replace_at(module.SMALL, path, value)
+        inside = paths[path] in values if isinstance(space, Choice) else values[0] <= paths[path] <= values[1]
+        assert inside, f"{path}: a search that cannot find {paths[path]}, which SMALL has"
 
 
 # lr at the published batch, batch, weight decay, epochs, warm-up: MMSelfSup's configs, and the official code where a

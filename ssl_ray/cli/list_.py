@@ -13,7 +13,7 @@ COLUMNS = ("name", "paper", "backbone", "neck", "head", "loss", "memory", "publi
 def list_recipes(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the built-in algorithms and published variants: paper, composition, result. A name is what pretrain takes."""
+    """List the algorithms and their published variants, by the name that pretrain takes: paper, composition, result."""
     from ssl_ray import experiments
     from ssl_ray.console import Console
 
