@@ -28,7 +28,7 @@ from ssl_ray.training import checkpoint
 from ssl_ray.training.optim import build_optimizer, set_lr
 from ssl_ray.training.reporter import Reporter
 from ssl_ray.training.schedules import learning_rate
-from ssl_ray.training.step import step_seed, take_step
+from ssl_ray.training.step import begin_epoch, step_seed, take_step
 
 # Buffers are queues, banks and BN statistics: every rank writes the same rows itself, so none is sent at each forward.
 # The argument has another name in older releases of torch.
@@ -168,8 +168,7 @@ def train(job: Job) -> dict[str, Any]:
         torch.manual_seed(step_seed(training.seed, step, rank))
         if step % job.plan.steps_per_epoch == 0:
             with reporter.paused():
-                for parameter in algorithm.before_epoch(progress, extract) or ():
-                    optimizer.state.pop(parameter, None)
+                begin_epoch(algorithm, optimizer, progress, extract)
         set_lr(optimizer, lr := learning_rate(optimization, progress), peak_lr=optimization.lr)
 
         batch = next(batches)

@@ -1,4 +1,7 @@
-"""One optimiser step: forward and backward over the micro-batches of a batch, and everything around the update."""
+"""One optimiser step: forward and backward over the micro-batches of a batch, and everything around the update.
+
+And what comes before the first step of an epoch.
+"""
 
 import contextlib
 import hashlib
@@ -8,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssl_ray.models.base import BaseModel, Output, Progress
+from ssl_ray.models.base import BaseModel, Extract, Output, Progress
 
 Micro = tuple[list[Tensor], dict[str, Tensor]]
 
@@ -18,6 +21,14 @@ class Step(NamedTuple):
 
     metrics: dict[str, Tensor]
     taken: bool
+
+
+def begin_epoch(
+    algorithm: BaseModel, optimizer: torch.optim.Optimizer, progress: Progress, extract: Extract
+) -> None:
+    """The algorithm's own work between epochs; the optimiser forgets what it knew of parameters that were made anew."""
+    for parameter in algorithm.before_epoch(progress, extract) or ():
+        optimizer.state.pop(parameter, None)
 
 
 def take_step(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_ray.models import BaseModel, Progress
 from ssl_ray.training.optim import build_optimizer
-from ssl_ray.training.step import Step, step_seed, take_step
+from ssl_ray.training.step import Step, begin_epoch, step_seed, take_step
 from tests import small
 
 ROWS = 16
@@ -51,6 +51,23 @@ def assert_same_weights(one: Run, other: Run, **tolerance: float) -> None:
         torch.testing.assert_close(
             weight, other.weights()[name], msg=lambda m, n=name: f"{n}: {m}", **tolerance
         )
+
+
+def test_the_optimiser_forgets_a_classifier_that_starts_anew() -> None:
+    run = Run("deepcluster", torch.float32)
+    extract = small.extract(run.recipe, run.algorithm)
+    begin_epoch(run.algorithm, run.optimizer, PROGRESS, extract)
+    run.step()
+    trained = {p for p in run.algorithm.parameters() if p in run.optimizer.state}
+    assert trained == set(run.algorithm.parameters())
+    begin_epoch(run.algorithm, run.optimizer, PROGRESS._replace(epoch=1), extract)
+    assert set(run.optimizer.state) == trained, (
+        "the same clusters: DeepCluster's SMALL makes them every second epoch"
+    )
+    begin_epoch(run.algorithm, run.optimizer, PROGRESS._replace(epoch=2), extract)
+    head = run.algorithm.head
+    assert head is not None
+    assert trained - set(run.optimizer.state) == set(head.parameters())
 
 
 def test_the_plain_step_is_the_optimisers() -> None:
