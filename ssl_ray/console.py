@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console as RichConsole
-from rich.console import Group
+from rich.console import Group, JustifyMethod
 from rich.live import Live
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
@@ -114,7 +114,7 @@ class Console:
         _line(self._results(), json.dumps(_plain(value)))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-        """A table of results. A column of numbers is aligned to the right; None is an empty cell."""
+        """A table of results; the first column names the row. Numbers are at the right; None is an empty cell."""
         right = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(columns))]
         cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
         if not self._out.is_terminal:
@@ -125,8 +125,10 @@ class Console:
                 _line(self._out, "  ".join(padded).rstrip())
             return
         table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        for name, to_right in zip(columns, right, strict=True):
-            table.add_column(Text(name), justify="right" if to_right else "left")
+        # Too narrow a terminal breaks lines and leaves nothing out; what names the row stays whole, to be typed again.
+        for i, (name, to_right) in enumerate(zip(columns, right, strict=True)):
+            justify: JustifyMethod = "right" if to_right else "left"
+            table.add_column(Text(name), justify=justify, overflow="fold", no_wrap=i == 0)
         for row in cells:
             table.add_row(*map(Text, row))
         self._results().print(table)

@@ -208,6 +208,19 @@ def test_table_in_a_pipe_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_table_on_a_narrow_terminal_loses_nothing() -> None:
+    program = """
+    from ssl_ray.console import Console
+    names = ["LatentCrossCorrelationHead", "CrossEntropyLoss", "MAEPretrainDecoder"]
+    Console().table("Algorithms", ["name", "head", "loss", "neck"], [["moco_v3:PAPER_VIT_BASE", *names]])
+    """
+    below = plain(on_terminal(program, columns=60)).split("─")[-1].split()
+    assert below[0] == "moco_v3:PAPER_VIT_BASE"
+    assert sorted("".join(below[1:])) == sorted(
+        "LatentCrossCorrelationHeadCrossEntropyLossMAEPretrainDecoder"
+    )
+
+
 def test_table_without_rows(capsys: pytest.CaptureFixture[str]) -> None:
     Console().table("Runs", ["id", "state"], [])
     assert capsys.readouterr().out.splitlines() == ["Runs", "id  state"]
