@@ -95,7 +95,7 @@ SMALL = Recipe(
     optimization=Optimization(
         optimizer=Spec(AdamW, betas=(0.9, 0.95), weight_decay=0.01), base_lr=0.012, warmup_epochs=0.5
     ),
-    training=Training(epochs=20, global_batch_size=64, channels_last=True),
+    training=Training(epochs=16, global_batch_size=64, channels_last=True),
     evaluation=Evaluation(every_epochs=4),
 )
 
