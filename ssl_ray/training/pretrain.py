@@ -6,7 +6,6 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -76,15 +75,11 @@ def _pretrain(request: Request, console: Console) -> dict[str, Any]:
     from ssl_ray.training import cluster
     from ssl_ray.training.run import run, start_stream
 
-    with ThreadPoolExecutor(1) as pool:  # the recipe's trial without memory and Ray's start take seconds each
-        trial = pool.submit(preflight, recipe)
-        try:
-            cluster.connect(request.address, verbose=request.verbose, python_path=record["python_path"])
-        except UserError:
-            trial.result()  # of two mistakes the recipe's comes first
-            raise
+    # One after the other, though each takes seconds: Ray's start writes environment variables, torch reads them, and
+    # glibc before 2.41 crashes where two threads do so at once.
+    preflight(recipe)
+    cluster.connect(request.address, verbose=request.verbose, python_path=record["python_path"])
     try:
-        trial.result()
         preparing = prepare(settings)  # so does MLflow's first use of a store: while the stream starts
         resources = cluster.fit_workers(workers, request.cpus_per_worker, request.gpus_per_worker)
         stream = start_stream(recipe, dataset, folder, workers)
