@@ -62,6 +62,6 @@ SMALL = Recipe(
 
 SEARCH: Search = {
     "optimization.base_lr": LogUniform(1e-3, 5e-2),
-    "training.epochs": Choice((5, 10, 20)),
+    "training.epochs": Choice((4, 8, 16)),
     "views.min_scale": Uniform(0.1, 0.9),
 }
