@@ -60,7 +60,7 @@ SMALL = Recipe(
     optimization=Optimization(
         optimizer=Spec(AdamW, betas=(0.9, 0.95), weight_decay=0.05), base_lr=0.004, warmup_epochs=0.5
     ),
-    training=Training(epochs=10, global_batch_size=64, channels_last=True),
+    training=Training(epochs=8, global_batch_size=128, channels_last=True),
     evaluation=Evaluation(every_epochs=2),
 )
 
