@@ -70,7 +70,8 @@ PAPER = Recipe(
 
 # For images up to 64 px on one small machine: a narrow network, AdamW, 2 small crops, and so few prototypes that a
 # batch and a short queue suffice to share them out. A lower epsilon makes sharper codes: more to learn at the start.
-# Crops, the small ones too, leave most of a small centred object in the picture. At twice the rate it does not learn.
+# Crops, the small ones too, leave most of a small centred object in the picture. At twice the rate kNN
+# had fallen to 65 % after 4 epochs.
 SMALL = Recipe(
     name="swav",
     paper=PAPER_INFO,

@@ -43,8 +43,9 @@ class Output:
 class ParamGroup:
     """Parameters that share optimiser settings.
 
-    weight_decay, momentum and lr_scale multiply the recipe's values (0 switches one off); adapt=False leaves the
-    group out of LARS's trust ratio; fixed_lr=True keeps the lr at its peak for the whole run.
+    weight_decay, momentum and lr_scale multiply the recipe's values (0 switches one off), as far as the optimiser has
+    such a setting: AdamW has no momentum. adapt=False leaves the group out of LARS's trust ratio; fixed_lr=True keeps
+    the lr at its peak for the whole run.
     """
 
     params: list[nn.Parameter]
@@ -55,13 +56,13 @@ class ParamGroup:
     fixed_lr: bool = False
 
 
-def apart(groups: Sequence[ParamGroup], module: nn.Module) -> tuple[list[ParamGroup], list[ParamGroup]]:
-    """The groups without the parameters of `module`, and such groups of them alone."""
+def apart(
+    groups: Sequence[ParamGroup], module: nn.Module, **settings: Any
+) -> tuple[list[ParamGroup], list[ParamGroup]]:
+    """The groups without the parameters of `module`, and such groups of them alone, which get `settings`."""
     own = {id(p) for p in module.parameters()}
-    others, its = (
-        [replace(group, params=[p for p in group.params if (id(p) in own) == inside]) for group in groups]
-        for inside in (False, True)
-    )
+    others = [replace(g, params=[p for p in g.params if id(p) not in own]) for g in groups]
+    its = [replace(g, params=[p for p in g.params if id(p) in own], **settings) for g in groups]
     return others, its
 
 

@@ -26,7 +26,7 @@ _OPEN_SECONDS = 60.0
 def prepare(settings: TrackingSettings) -> threading.Thread:
     """Starts to import MLflow and to create a fresh store's tables (5 to 10 s) in a background thread.
 
-    For the driver to call before it starts Ray. An error is left to `open_run`, which meets it again.
+    For the driver to call before it starts the stream. An error is left to `open_run`, which meets it again.
     """
 
     def connect_quietly() -> None:

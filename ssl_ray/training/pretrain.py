@@ -80,7 +80,7 @@ def _pretrain(request: Request, console: Console) -> dict[str, Any]:
     preflight(recipe)
     cluster.connect(request.address, verbose=request.verbose, python_path=record["python_path"])
     try:
-        preparing = prepare(settings)  # so does MLflow's first use of a store: while the stream starts
+        preparing = prepare(settings)  # MLflow's first use of a store takes seconds: while the stream starts
         resources = cluster.fit_workers(workers, request.cpus_per_worker, request.gpus_per_worker)
         stream = start_stream(recipe, dataset, folder, workers)
         preparing.join()

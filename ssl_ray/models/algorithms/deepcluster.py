@@ -131,9 +131,7 @@ class DeepCluster(BaseModel):
 
     def param_groups(self) -> list[ParamGroup]:
         """As every model's, with the classifier apart: it does not live long enough to gather momentum."""
-        encoder, classifier = apart(super().param_groups(), self.head)
-        for group in classifier:
-            group.momentum = 0.0
+        encoder, classifier = apart(super().param_groups(), self.head, momentum=0.0)
         return encoder + classifier
 
     def _features(self, views: Views) -> Tensor | tuple[Tensor, ...]:

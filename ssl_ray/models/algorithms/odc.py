@@ -137,9 +137,7 @@ class ODC(BaseModel):
 
     def param_groups(self) -> list[ParamGroup]:
         """As every model's, with the classifier apart: without momentum, as labels change under it."""
-        encoder, classifier = apart(super().param_groups(), self.head)
-        for group in classifier:
-            group.momentum = 0.0
+        encoder, classifier = apart(super().param_groups(), self.head, momentum=0.0)
         return encoder + classifier
 
     def tend_clusters(self, steps: int) -> None:

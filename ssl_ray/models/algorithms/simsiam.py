@@ -54,9 +54,9 @@ class SimSiam(BaseModel):
 
     def param_groups(self) -> list[ParamGroup]:
         """As every model's, with the predictor apart (see `fix_predictor_lr`)."""
-        encoder, predictor = apart(super().param_groups(), self.head.predictor)
-        for group in predictor:
-            group.fixed_lr = self.fix_predictor_lr
+        encoder, predictor = apart(
+            super().param_groups(), self.head.predictor, fixed_lr=self.fix_predictor_lr
+        )
         return encoder + predictor
 
     def _project(self, images: Tensor) -> Tensor:
