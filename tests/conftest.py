@@ -40,6 +40,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
+@pytest.fixture
+def compiler() -> Any:
+    """A backend for `torch.compile` that counts the graphs it was given, in a compiler that remembers no earlier test.
+
+    All algorithms share the code of `BaseModel.forward`: from the eighth on in one process, torch would give up and
+    run it uncompiled, without a word.
+    """
+    import torch
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch.compiler.reset()
+    return CompileCounterWithBackend("aot_eager")
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Ray in this session: 4 logical CPUs, no dashboard."""

@@ -112,10 +112,10 @@ def test_bf16_autocast_is_finite_and_judged_in_float32(build, views):
 
 @both
 @pytest.mark.slow
-def test_compiled_loss_is_the_same(build, views):
+def test_compiled_loss_is_the_same(build, views, compiler):
     model = build()
     expected = model(views, mode="loss").loss
-    loss = torch.compile(model, backend="aot_eager")(views, mode="loss").loss
+    loss = torch.compile(model, backend=compiler)(views, mode="loss").loss
     torch.testing.assert_close(loss, expected)
 
 

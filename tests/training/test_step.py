@@ -145,9 +145,9 @@ def test_channels_last_changes_the_layout_and_not_the_numbers() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_step_is_the_same_step() -> None:
+def test_a_compiled_step_is_the_same_step(compiler: Any) -> None:
     compiled, plain = Run(dtype=torch.float32), Run(dtype=torch.float32)
-    compiled.algorithm.compile(backend="aot_eager")
+    compiled.algorithm.compile(backend=compiler)
     assert compiled.step().metrics["loss"].item() == pytest.approx(
         plain.step().metrics["loss"].item(), rel=1e-5
     )
