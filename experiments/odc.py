@@ -51,8 +51,8 @@ PAPER = Recipe(
 
 # For images up to 64 px on one small machine: a narrow network, AdamW, and few enough clusters for the smallest data
 # set to fill them. In 20 epochs instead of 440 features move fast: with a memory of half the old and half the new
-# nearly every image changed its label at every visit, with or without dropout, and nothing was learned: so it is slow.
-# The warm-up is short because labels got worse at each step that taught nothing.
+# nearly every image changed its label at every visit, with or without dropout, and nothing was learned: hence a slow
+# one. The warm-up is short because labels got worse at each step that taught nothing.
 SMALL = Recipe(
     name="odc",
     paper=ONLINE,

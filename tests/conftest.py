@@ -1,4 +1,7 @@
-"""Ray clusters that tests share: one of this process, and one that runs of the real command join."""
+"""What tests of several files share: Ray clusters and a compiler; and in which order several processes take the files.
+
+One cluster belongs to this process, runs of the real command join the other.
+"""
 
 import os
 import subprocess
@@ -44,8 +47,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def compiler() -> Any:
     """A backend for `torch.compile` that counts the graphs it was given, in a compiler that remembers no earlier test.
 
-    All algorithms share the code of `BaseModel.forward`: from the eighth on in one process, torch would give up and
-    run it uncompiled, without a word.
+    All algorithms share the code of `BaseModel.forward`: past torch's limit of recompilations in one process it would
+    run uncompiled, without a word. So a test that uses the backend asserts that its `op_count` is not 0.
     """
     import torch
     from torch._dynamo.testing import CompileCounterWithBackend

@@ -117,6 +117,7 @@ def test_compiled_loss_is_the_same(build, views, compiler):
     expected = model(views, mode="loss").loss
     loss = torch.compile(model, backend=compiler)(views, mode="loss").loss
     torch.testing.assert_close(loss, expected)
+    assert compiler.op_count > 0
 
 
 # MoCo

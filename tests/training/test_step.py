@@ -152,6 +152,7 @@ def test_a_compiled_step_is_the_same_step(compiler: Any) -> None:
         plain.step().metrics["loss"].item(), rel=1e-5
     )
     assert_same_weights(compiled, plain, rtol=1e-3, atol=1e-4)
+    assert compiler.op_count > 0
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
