@@ -45,20 +45,22 @@ PAPER = Recipe(
     training=Training(epochs=70, global_batch_size=512, sync_bn=False),
 )
 
-# The whole image in nine patches; the stem keeps their few pixels.
+# The whole image in nine patches; the stem keeps their few pixels. Patches of 10 px have room in cells of 14: with
+# 14 px edges run on, 95 % of the places are told right, and the features end below the untrained ones. The linear probe
+# gains from the strong dropout: with 0.5 it does not get past the untrained network's.
 SMALL = Recipe(
     name="relative_loc",
     paper=PAPER_INFO,
     algorithm=Spec(
         RelativeLoc,
         backbone=Spec(ResNet, depth=18, width=16, stem="small_s2"),
-        neck=Spec(RelativeLocNeck, in_channels=128, out_channels=256, dropout=0.5, bn_momentum=0.1),
+        neck=Spec(RelativeLocNeck, in_channels=128, out_channels=256, dropout=0.8, bn_momentum=0.1),
         head=Spec(ClsHead, in_channels=256, num_classes=8, loss=Spec(CrossEntropyLoss), init_std=0.005),
         decay_norms=False,
     ),
-    views=Spec(relative_loc_views, size=42, patch_side=12, crop_fraction=1.0),
+    views=Spec(relative_loc_views, size=42, patch_side=10, crop_fraction=1.0),
     optimization=Optimization(
-        optimizer=Spec(AdamW, betas=(0.9, 0.95), weight_decay=0.05), base_lr=0.004, warmup_epochs=0.5
+        optimizer=Spec(AdamW, betas=(0.9, 0.95), weight_decay=0.05), base_lr=0.008, warmup_epochs=0.5
     ),
     training=Training(epochs=8, global_batch_size=128, channels_last=True),
     evaluation=Evaluation(every_epochs=2),
@@ -66,6 +68,6 @@ SMALL = Recipe(
 
 SEARCH: Search = {
     "optimization.base_lr": LogUniform(1e-3, 5e-2),
-    "algorithm.neck.dropout": Uniform(0.0, 0.5),
+    "algorithm.neck.dropout": Uniform(0.0, 0.9),
     "views.patch_side": Choice((8, 10, 12, 14)),
 }
