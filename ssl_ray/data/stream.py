@@ -60,7 +60,7 @@ class Dealer:
     """
 
     def __init__(self, config: StreamConfig) -> None:
-        _quiet_ray_data()
+        quiet_ray_data()
         self.config = config
         self.config_ref = ray.put(config)
         self.position: tuple[int, int] | None = None
@@ -193,7 +193,7 @@ class Dealer:
         )
 
 
-def _quiet_ray_data() -> None:
+def quiet_ray_data() -> None:
     """Order, block size and silence for every dataset made in this process."""
     import logging
 

@@ -1,7 +1,7 @@
 """Images as evaluation sees them: each once, in its plain view, dealt to the ranks."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_ray import distributed
-from ssl_ray.data.pipeline import make_batch
+from ssl_ray.data.pipeline import ViewPipeline, make_batch
 from ssl_ray.data.plan import Permutation
 from ssl_ray.data.source import Source
 from ssl_ray.data.views import plain_views
@@ -42,10 +42,9 @@ class PlainImages:
         if limit is not None and limit < total:
             chosen = np.sort(Permutation(total, seed=0)(np.arange(limit)))
         indices = chosen[distributed.rank() :: distributed.world_size()]
-        self._chunks = np.split(indices, range(batch_size, len(indices), batch_size))
+        self._chunks = in_batches(indices, batch_size)
         self.source = source
-        # "Resize 256, crop 224" where the images are larger.
-        self._pipeline = plain_views(size, crop_fraction=0.875 if min(source.info.image_size) > size else 1.0)
+        self._pipeline = plain_pipeline(source, size)
         self._broken = broken
         self._keep = len(indices) * size * size * 3 <= _KEEP_BYTES
         self._kept: list[tuple[Tensor, Tensor]] | None = None
@@ -56,35 +55,65 @@ class PlainImages:
             yield from self._kept
             return
         kept = []
-        for batch in self._decode():
+        for batch in plain_batches(self.source, self._chunks, self._pipeline, self._broken):
             if self._keep:
                 kept.append(batch)
             yield batch
         self._kept = kept if self._keep else None
 
-    def _decode(self) -> Iterator[tuple[Tensor, Tensor]]:
-        with ThreadPoolExecutor(_THREADS) as pool:
-            # The next chunk is under way while this one is in use.
-            under_way = self._start(pool, self._chunks[0])
-            for chunk, following in zip(self._chunks, [*self._chunks[1:], None], strict=True):
-                futures = under_way
-                if following is not None:
-                    under_way = self._start(pool, following)
-                yield self._collect(chunk, futures)
 
-    def _start(self, pool: ThreadPoolExecutor, chunk: Indices) -> list[Decoded]:
-        blobs = self.source.read(chunk)
+def in_batches(indices: Indices, batch_size: int) -> list[Indices]:
+    """The indices in pieces of `batch_size`, the last may be shorter."""
+    return np.split(indices, range(batch_size, len(indices), batch_size))
+
+
+def crop_fraction(source: Source, size: int) -> float:
+    """Share of the short side that is kept: "resize 256, crop 224" where images are larger than `size`, else all."""
+    return 0.875 if min(source.info.image_size) > size else 1.0
+
+
+def plain_pipeline(source: Source, size: int) -> ViewPipeline:
+    """The plain view of a source's images at `size` pixels a side."""
+    return plain_views(size, crop_fraction=crop_fraction(source, size))
+
+
+def plain_batches(
+    source: Source,
+    chunks: Sequence[Indices],
+    pipeline: ViewPipeline,
+    broken: dict[str, str],
+    threads: int = _THREADS,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images (b, 3, size, size) uint8 and index (b,) int64 of each chunk; threads decode one chunk ahead.
+
+    broken: gets path -> reason of images that cannot be decoded; they are left out of their batch.
+    """
+
+    def start(chunk: Indices) -> list[Decoded]:
+        blobs = source.read(chunk)
         pieces = [slice(i, i + _PIECE) for i in range(0, max(1, len(chunk)), _PIECE)]
-        return [pool.submit(make_batch, self._pipeline, blobs[p], chunk[p], 0, 0) for p in pieces]
+        return [pool.submit(make_batch, pipeline, blobs[p], chunk[p], 0, 0) for p in pieces]
 
-    def _collect(self, chunk: Indices, futures: list[Decoded]) -> tuple[Tensor, Tensor]:
-        whole = np.ones(len(chunk), bool)
-        images = []
-        for first, future in zip(range(0, max(1, len(chunk)), _PIECE), futures, strict=True):
-            columns, failures = future.result()
-            images.append(columns["view_0"])
-            for row, reason in failures:
-                whole[first + row] = False
-                self._broken[self.source.path(int(chunk[first + row]))] = reason
-        view = torch.from_numpy(np.concatenate(images)[whole])
-        return view.permute(0, 3, 1, 2), torch.from_numpy(chunk[whole])
+    with ThreadPoolExecutor(threads) as pool:
+        # The next chunk is under way while this one is in use.
+        under_way = start(chunks[0])
+        for chunk, following in zip(chunks, [*chunks[1:], None], strict=True):
+            futures = under_way
+            if following is not None:
+                under_way = start(following)
+            yield _collect(source, chunk, futures, broken)
+
+
+def _collect(
+    source: Source, chunk: Indices, futures: list[Decoded], broken: dict[str, str]
+) -> tuple[Tensor, Tensor]:
+    whole = np.ones(len(chunk), bool)
+    images = []
+    for first, future in zip(range(0, max(1, len(chunk)), _PIECE), futures, strict=True):
+        columns, failures = future.result()
+        images.append(columns["view_0"])
+        for row, reason in failures:
+            whole[first + row] = False
+            broken[source.path(int(chunk[first + row]))] = reason
+    view = torch.from_numpy(np.concatenate(images)[whole])
+    return view.permute(0, 3, 1, 2), torch.from_numpy(chunk[whole])

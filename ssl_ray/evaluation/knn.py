@@ -3,6 +3,8 @@
 N rows in the bank, Q queries, D feature width. Everything is computed in float32, whatever arrives.
 """
 
+from collections.abc import Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,14 +32,35 @@ def knn_predict(
         raise UserError(f"evaluation.k: {k} neighbours of {len(bank)} images; use a k from 1 to {len(bank)}")
     if not temperature > 0:
         raise UserError(f"evaluation.temperature: {temperature} is not positive; 0.07 is usual")
+    votes = knn_votes(bank, bank_labels, queries, [k], [temperature], num_classes)
+    return torch.cat([vote[k, temperature] for vote in votes])
+
+
+@torch.no_grad()
+def knn_votes(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    ks: Sequence[int],
+    temperatures: Sequence[float],
+    num_classes: int,
+) -> Iterator[dict[tuple[int, float], Tensor]]:
+    """Votes of `knn_predict` for every k and temperature from one search; a dict for each run of queries, in order.
+
+    Queries come in runs of as many rows as fit: all votes at once would be as large as queries x classes x settings.
+    """
     bank = F.normalize(bank.float(), dim=1)
     queries = F.normalize(queries.float(), dim=1)
-    scores = torch.zeros(len(queries), num_classes, device=queries.device)
-    rows = max(1, _CHUNK_ELEMENTS // len(bank))
-    for query, score in zip(torch.split(queries, rows), torch.split(scores, rows), strict=True):
-        similarity, neighbours = (query @ bank.T).topk(k, dim=1)
-        score.scatter_add_(1, bank_labels[neighbours], (similarity / temperature).softmax(dim=1))
-    return scores
+    for query in torch.split(queries, max(1, _CHUNK_ELEMENTS // len(bank))):
+        similarity, neighbours = (query @ bank.T).topk(max(ks), dim=1)  # the most similar first
+        classes = bank_labels[neighbours]
+        votes = {}
+        for k in ks:
+            for temperature in temperatures:
+                score = torch.zeros(len(query), num_classes, device=query.device)
+                weight = (similarity[:, :k] / temperature).softmax(dim=1)
+                votes[k, temperature] = score.scatter_add_(1, classes[:, :k], weight)
+        yield votes
 
 
 @torch.no_grad()

@@ -24,7 +24,8 @@ class TrainedBackbone:
     """A backbone with its weights, in evaluation mode.
 
     architecture: the Spec that builds it. source: in words, where the weights are from. image_size: pixels a side.
-    mean, std: what images in [0, 1] are normalised with. fresh: tensors that the source did not have.
+    mean, std: what images in [0, 1] are normalised with. fresh: tensors that the source did not have. step: of a run's
+    checkpoint, the optimiser steps it had done.
     """
 
     architecture: Spec
@@ -34,6 +35,7 @@ class TrainedBackbone:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     fresh: Sequence[str] = ()
+    step: int | None = None
 
 
 def write_backbone(backbone: TrainedBackbone, path: Path) -> None:

@@ -16,6 +16,7 @@ from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import redact
 
 RUN, RECIPE = "run.json", "recipe.json"
+EVALUATIONS = "evaluations.json"
 CHECKPOINTS = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
 
 
@@ -82,6 +83,24 @@ class RunFolder:
     def recipe(self) -> Recipe:
         """The resolved recipe of the run."""
         return Recipe.from_json(self._read(RECIPE))
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """What was judged after training, oldest first; see `add_evaluation`."""
+        with self._opened() as (filesystem, path):
+            if filesystem.get_file_info(f"{path}/{EVALUATIONS}").type != fs.FileType.File:
+                return []
+        found: list[dict[str, Any]] = self._read(EVALUATIONS)["evaluations"]
+        return found
+
+    def add_evaluation(self, evaluation: dict[str, Any]) -> str:
+        """Adds to the run's evaluations and returns their file; what is there stays whole if the write is cut short."""
+        evaluations = [*self.evaluations(), evaluation]
+        with self._opened() as (filesystem, path):
+            filesystem.create_dir(path, recursive=True)
+        self._write(f"{EVALUATIONS}.tmp", {"evaluations": evaluations})
+        with self._opened() as (filesystem, path):
+            filesystem.move(f"{path}/{EVALUATIONS}.tmp", f"{path}/{EVALUATIONS}")
+        return _below(self.uri, EVALUATIONS)
 
     def latest_checkpoint(self) -> str | None:
         """Path or URI of the newest registered checkpoint."""

@@ -69,7 +69,7 @@ def _pretrain(request: Request, console: Console) -> dict[str, Any]:
     folder, recipe, dataset, record = _continued(request) if request.resume else _fresh(request, console)
     workers = request.workers or record.get("workers", 1)
     check_workers(recipe, workers)
-    settings = _tracking(folder, record)
+    settings = tracking_of(folder, record)
     if "summary" in record and recipe == folder.recipe():
         return _nothing_to_do(request, console, settings, record)
     from ssl_ray.training import cluster
@@ -159,8 +159,8 @@ def _nothing_to_do(
 
 def _fresh(request: Request, console: Console) -> tuple[RunFolder, Recipe, Dataset, dict[str, Any]]:
     assert request.recipe is not None
-    _no_credentials("data", request.data)
-    _no_credentials("storage", request.storage)
+    no_credentials("data", request.data)
+    no_credentials("storage", request.storage)
     python_path = _python_path(request)
     sys.path += [path for path in python_path if path not in sys.path]
     dataset = open_dataset(request.data, holdout=request.holdout, **request.columns)
@@ -220,7 +220,7 @@ def _python_path(request: Request) -> list[str]:
     return [os.getcwd(), *([os.path.dirname(os.path.abspath(file))] if file.endswith(".py") else [])]
 
 
-def _tracking(folder: RunFolder, record: dict[str, Any]) -> TrackingSettings:
+def tracking_of(folder: RunFolder, record: dict[str, Any]) -> TrackingSettings:
     """Where MLflow is: the environment says, else where the run was tracked before, else the default."""
     before = record.get("mlflow", {})
     known = not os.environ.get("MLFLOW_TRACKING_URI") and "***" not in before.get("uri", "***")
@@ -228,7 +228,7 @@ def _tracking(folder: RunFolder, record: dict[str, Any]) -> TrackingSettings:
     return tracking_settings(local, **before) if known else tracking_settings(local)
 
 
-def _no_credentials(option: str, uri: str) -> None:
+def no_credentials(option: str, uri: str) -> None:
     """Raises UserError for a URI with a password in it: it would end up in logs, recipes and MLflow."""
     if redact(uri) != uri:
         raise UserError(

@@ -73,4 +73,5 @@ def _from_checkpoint(directory: Path, origin: str) -> TrainedBackbone:
         recipe.views.build().eval_size,
         tuple(mean.tolist()),
         tuple(std.tolist()),
+        step=state["next_step"],
     )

@@ -1,0 +1,100 @@
+"""`ssl-ray evaluate`: how good are the features of a trained network?"""
+
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    subject: Annotated[
+        str,
+        typer.Argument(
+            help="A run (folder or name), a checkpoint, a .safetensors file of `import`, torchvision:NAME, timm:NAME."
+        ),
+    ],
+    protocols: Annotated[list[str] | None, typer.Argument(help="knn. [default: knn]")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Labelled images, as of `pretrain`. [default: the run's own]")
+    ] = None,
+    storage: Annotated[str, typer.Option(envvar="SSL_RAY_STORAGE", help="Where runs are kept.")] = "runs",
+    random: Annotated[
+        bool,
+        typer.Option("--random", help="The same network with untrained weights: what training has to beat."),
+    ] = False,
+    size: Annotated[
+        int | None, typer.Option(min=8, help="Pixels a side. [default: what the network is meant for]")
+    ] = None,
+    actors: Annotated[
+        int | None,
+        typer.Option(
+            "--actors", "--workers", min=1, help="Processes that make features. [default: by the cluster]"
+        ),
+    ] = None,
+    gpus_per_actor: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of each. [default: 1 where there are any]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 256,
+    k: Annotated[
+        list[int] | None, typer.Option(min=1, help="Neighbours. [default: 10, 20, 100, 200]")
+    ] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option(help="Of kNN's weights exp(s / T). [default: 0.07, 0.1]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of splits, draws and initial weights.")] = 0,
+    image_column: Annotated[str | None, typer.Option(help="Parquet column of encoded images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Parquet column of labels.")] = None,
+    holdout: Annotated[
+        float | None,
+        typer.Option(help="Share held out where the data has no split. [default: the run's, else 0.1]"),
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep features.")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, else this machine]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and warnings only.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also details, and what Ray says.")
+    ] = False,
+) -> None:
+    """Judge the features of a trained network on held-out images.
+
+    Features are made once, in parallel, from plain images: resized and cropped, not augmented. They are kept, and read
+    again by the next evaluation of the same weights on the same images.
+    """
+    from ssl_ray.console import Console
+    from ssl_ray.errors import UserError
+    from ssl_ray.trained.case import Choices, Means
+    from ssl_ray.trained.evaluate import Request, evaluate
+
+    for value in temperature or ():
+        if not value > 0:
+            raise UserError(f"temperature: {value:g} is not positive; 0.07 is usual")
+    default = Choices()
+    evaluate(
+        Request(
+            subject=subject,
+            protocols=tuple(protocols or ()),
+            data=data,
+            columns={"image_column": image_column, "label_column": label_column},
+            holdout=holdout,
+            storage=storage,
+            random=random,
+            size=size,
+            means=Means(
+                address=address,
+                actors=actors,
+                gpus_per_actor=gpus_per_actor,
+                batch_size=batch_size,
+                cache=not no_cache,
+                verbose=verbose,
+            ),
+            choices=Choices(
+                ks=tuple(sorted(set(k or default.ks))),
+                temperatures=tuple(sorted(set(temperature or default.temperatures))),
+                seed=seed,
+            ),
+            as_json=as_json,
+        ),
+        Console("quiet" if quiet or as_json else "verbose" if verbose else "normal"),
+    )

@@ -1,0 +1,182 @@
+"""From a trained network to a table of accuracies, kept in the run's folder and its MLflow entry."""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ssl_ray import __version__
+from ssl_ray.console import Cell, Console
+from ssl_ray.data.source import Dataset, open_dataset
+from ssl_ray.errors import UserError, nearest
+from ssl_ray.evaluation.scores import Result
+from ssl_ray.tracking import TrackingTarget, default_tags, make_tracker, open_run, tracking_settings
+from ssl_ray.trained.case import Case, Choices, Means, described
+from ssl_ray.trained.protocols import DEFAULT, PROTOCOLS
+from ssl_ray.trained.subject import Subject, load_subject
+from ssl_ray.training.folder import RunFolder
+from ssl_ray.training.notices import Notices
+from ssl_ray.training.pretrain import no_credentials, tracking_of
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for. Fields are the options of `ssl-ray evaluate`.
+
+    data, columns, holdout: those of the run unless given.
+    """
+
+    subject: str
+    protocols: Sequence[str] = ()
+    data: str | None = None
+    columns: dict[str, str | None] = field(default_factory=dict)
+    holdout: float | None = None
+    storage: str = "runs"
+    random: bool = False
+    size: int | None = None
+    means: Means = field(default_factory=Means)
+    choices: Choices = field(default_factory=Choices)
+    as_json: bool = False
+
+
+def evaluate(request: Request, console: Console) -> dict[str, Any]:
+    """Judges a network by each protocol and says how good it is. Returns what `--json` prints. Raises UserError."""
+    with Notices(console.warn):
+        return _evaluate(request, console)
+
+
+def _evaluate(request: Request, console: Console) -> dict[str, Any]:
+    started = time.monotonic()
+    names = list(dict.fromkeys(request.protocols or DEFAULT))
+    for name in names:
+        if name not in PROTOCOLS:
+            raise UserError(f"evaluate: there is no protocol {name!r}; {nearest(name, PROTOCOLS)}")
+    subject = load_subject(request.subject, request.storage, random=request.random, seed=request.choices.seed)
+    data, dataset = dataset_of(subject, request.data, request.columns, request.holdout)
+    _require_labels(data, dataset)
+    assert dataset.val is not None
+    size = request.size or subject.image_size
+    width = subject.feature_width(size)
+    counts = f"{dataset.train.info.num_samples:,} train and {dataset.val.info.num_samples:,} held-out images"
+    console.print(f"{subject.source}: {width} features at {size} x {size} px")
+    console.print(f"{data}: {counts}, {dataset.train.info.num_classes} classes")
+    if dataset.note:
+        console.print(dataset.note)
+
+    results: list[Result] = []
+    summary: dict[str, Any] = described(subject) | {"data": data, "image_size": size, "features": width}
+    with (
+        _tracked(request, subject, data, size) as (tracker, run_id),
+        Case(subject, dataset, size, request.means, request.choices, console) as case,
+    ):
+        for name in names:
+            before = time.monotonic()
+            found = PROTOCOLS[name](case)
+            results += found
+            for result in found:
+                tracker.log(result.metrics(), step=subject.step or 0)
+            console.detail(f"{name}: {time.monotonic() - before:.1f} s")
+    summary |= {
+        "train": {"images": dataset.train.info.num_samples, "digest": dataset.train.info.digest},
+        "val": {"images": dataset.val.info.num_samples, "digest": dataset.val.info.digest},
+        "classes": case.classes,
+        "choices": asdict(request.choices),
+        "results": [asdict(result) for result in results],
+        "metrics": {name: value for result in results for name, value in result.metrics().items()},
+        "broken": case.broken,
+        "cached": case.cached,
+        "mlflow_run_id": run_id,
+        "ssl_ray": __version__,
+        "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    summary["evaluations"] = _keep(request, subject, summary)
+    _say(request, console, summary, results)
+    return summary
+
+
+def dataset_of(
+    subject: Subject, data: str | None, columns: dict[str, str | None], holdout: float | None
+) -> tuple[str, Dataset]:
+    """The data to look at: what the user named, else what the run was trained on, with its held-out part."""
+    record = subject.folder.record() if subject.folder else {}
+    if data is None and "data" not in record:
+        raise UserError(
+            f"data: {subject.name} is no run that says what it was trained on; give --data "
+            "(fashion, digits, torchvision:NAME, a folder, Parquet, s3://...)"
+        )
+    own = data is None or data == record.get("data")
+    given = {name: column for name, column in columns.items() if column is not None}
+    columns = (record.get("columns", {}) if own else {}) | given
+    if holdout is None:
+        holdout = record.get("holdout", 0.1) if own else 0.1
+    uri: str = record["data"] if data is None else data
+    no_credentials("data", uri)
+    return uri, open_dataset(uri, holdout=holdout, **columns)
+
+
+def _require_labels(data: str, dataset: Dataset) -> None:
+    if dataset.train.info.num_classes is None:
+        raise UserError(f"data: {data} has no labels to judge by; give labelled --data (or --label-column)")
+    if dataset.val is None:
+        raise UserError(
+            f"data: {data} has no held-out part to judge on; give data with a val split, or a --holdout"
+        )
+
+
+@contextmanager
+def _tracked(request: Request, subject: Subject, data: str, size: int) -> Iterator[tuple[Any, str]]:
+    """A tracker of the run's own MLflow entry, whose status stays as it is; without a run, of a new entry."""
+    record = subject.folder.record() if subject.folder else {}
+    if subject.folder is not None and "mlflow_run_id" in record:
+        settings = tracking_of(subject.folder, record)
+        # A folder of its own: the files of what could not be delivered may have one writer, and training may go on.
+        own = os.path.join(settings.folder, "evaluations")
+        target = TrackingTarget(settings.uri, record["mlflow_experiment_id"], record["mlflow_run_id"], own)
+        with make_tracker(target) as tracker:
+            yield tracker, target.run_id
+        return
+    settings = tracking_settings(_folder(request, subject).uri)
+    params = described(subject) | {"data": data, "image_size": size}
+    name = f"evaluate-{subject.name}"
+    with (
+        open_run(settings, name=name, params=params, tags=default_tags()) as run,
+        make_tracker(run.target) as tracker,
+    ):
+        yield tracker, run.run_id
+
+
+def _folder(request: Request, subject: Subject) -> RunFolder:
+    """Where results are kept: the run's folder, else `<storage>/evaluations/<subject>`."""
+    if subject.folder is not None:
+        return subject.folder
+    return RunFolder.at(os.path.join(request.storage, "evaluations"), subject.name)
+
+
+def _keep(request: Request, subject: Subject, summary: dict[str, Any]) -> str:
+    """Adds the summary to the folder's evaluations. Returns the file."""
+    return _folder(request, subject).add_evaluation(json.loads(json.dumps(summary)))
+
+
+def _say(request: Request, console: Console, summary: dict[str, Any], results: Sequence[Result]) -> None:
+    if request.as_json:
+        console.json_line(summary)
+        return
+    shown = {"top1": "top-1 %", "top5": "top-5 %", "map": "mAP %", "class_mean": "class mean %"}
+    used = [name for name in shown if any(name in result.scores for result in results)]
+
+    def cell(result: Result, name: str) -> Cell:
+        if name not in result.scores:
+            return None
+        spread = f" ± {100 * result.std[name]:.2f}" if name in result.std else ""
+        return f"{100 * result.scores[name]:.2f}{spread}"
+
+    console.table(
+        f"{summary['subject']} on {summary['data']}: held-out images",
+        ["protocol", "setting", *(shown[name] for name in used)],
+        [(r.protocol, r.setting, *(cell(r, name) for name in used)) for r in results],
+    )
+    console.print(f"kept in {summary['evaluations']}, and in MLflow's run {summary['mlflow_run_id']}")
