@@ -16,7 +16,12 @@ _PACKAGES = tuple(
     f"ssl_ray.models.{p}"
     for p in ("backbones", "necks", "heads", "losses", "memories", "tokenizers", "clustering", "algorithms")
 )
-_MODULES = ("ssl_ray.models.preprocessing", "ssl_ray.data.views", "ssl_ray.training.lars")
+_MODULES = (
+    "ssl_ray.models.classifier",
+    "ssl_ray.models.preprocessing",
+    "ssl_ray.data.views",
+    "ssl_ray.training.lars",
+)
 _ELSEWHERE = ("torch.optim:SGD", "torch.optim:AdamW")
 
 

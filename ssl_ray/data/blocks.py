@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ssl_ray.data.pipeline import ViewPipeline, make_batch
-from ssl_ray.data.plan import Plan
+from ssl_ray.data.plan import Int64, Plan
 from ssl_ray.data.source import Source
+from ssl_ray.errors import UserError
 
 MAX_SUBSTITUTES = 32
 
@@ -17,7 +19,8 @@ MAX_SUBSTITUTES = 32
 class StreamConfig:
     """What a data task needs to make any block of a run.
 
-    max_broken: share of the data set's samples that may turn out unreadable before the run stops.
+    max_broken: share of the data set's samples that may turn out unreadable before the run stops. with_labels: blocks
+    have a column `label`, for an algorithm that asks for it.
     """
 
     source: Source
@@ -25,6 +28,15 @@ class StreamConfig:
     plan: Plan
     total_steps: int
     max_broken: float = 0.01
+    with_labels: bool = False
+
+    @cached_property
+    def labels(self) -> Int64:
+        """(N,) class of every sample; read once in a process that makes blocks with labels."""
+        labels = self.source.labels()
+        if labels is None:
+            raise UserError(f"{self.source.info.name}: the algorithm learns from labels, and there are none")
+        return labels
 
     def step_bytes(self, world_size: int) -> int:
         """Bytes of one rank's rows of one step."""
@@ -83,6 +95,8 @@ def make_block(config: StreamConfig, first_step: int, num_steps: int, rank: int,
                     f"{MAX_SUBSTITUTES} samples in a row could not be read, the last {broken[-1].path}: "
                     f"{broken[-1].reason}"
                 )
+        if config.with_labels:
+            columns["label"] = config.labels[columns["index"]]  # of the substitute, where there is one
         parts.append(columns)
     if num_steps == 1:
         return parts[0], broken

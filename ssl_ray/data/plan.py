@@ -23,7 +23,7 @@ _HALF = np.uint64(32)
 # double that because the halves are small.
 _ROUNDS = 8
 # Streams: the purposes that one seed is used for never share a counter.
-_ORDER, _SUBSTITUTE, _HOLDOUT = 0, 1, 2
+_ORDER, _SUBSTITUTE, _HOLDOUT, _LABELS = 0, 1, 2, 3
 
 
 def philox(c0: Words, c1: Words, c2: Words, c3: Words, key: int) -> tuple[Words, Words, Words, Words]:
@@ -86,6 +86,11 @@ class Permutation:
 def holdout_permutation(size: int) -> Permutation:
     """The fixed order whose first entries are held out of a data set without a split of its own."""
     return Permutation(size, seed=0, stream=_HOLDOUT)
+
+
+def label_permutation(size: int, seed: int) -> Permutation:
+    """The order in which images are given their labels, where only some have one."""
+    return Permutation(size, seed, stream=_LABELS)
 
 
 @dataclass(frozen=True)

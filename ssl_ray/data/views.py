@@ -24,6 +24,7 @@ from ssl_ray.data.augment.transforms import (
     Solarize,
 )
 from ssl_ray.data.masking import BlockMask, RandomCellMask, UniformNoise
+from ssl_ray.data.mixing import Mixing
 from ssl_ray.data.pipeline import ViewPipeline
 from ssl_ray.data.view_makers import PatchGrid, SameCrop, View
 from ssl_ray.errors import UserError
@@ -338,6 +339,30 @@ def cae_views(
     cut, flip = RandomResizedCrop((min_scale, 1.0)), (HorizontalFlip(flip_p),)
     crop = SameCrop((View(size, cut, flip, interpolation), View(token_size, cut, flip, token_interpolation)))
     return ViewPipeline([crop], {"mask": BlockMask(size // patch_size, num_masked, min_masked, min_aspect)})
+
+
+def finetune_views(
+    size: Count = 224,
+    min_scale: Share = 0.08,
+    flip_p: Probability = 0.5,
+    brightness: Strength = 0.4,
+    contrast: Strength = 0.4,
+    saturation: Strength = 0.4,
+    hue: Hue = 0.0,
+    jitter_p: Probability = 1.0,
+    mixup: Strength = 0.0,
+    cutmix: Strength = 0.0,
+    mix_p: Probability = 1.0,
+    interpolation: Interpolation = "bicubic",
+) -> ViewPipeline:
+    """Fine-tuning with labels: crop, flip, jitter; and the column `mixing` (5,) where images are mixed.
+
+    mixup, cutmix: alpha of the Beta distribution, 0 = off; mix_p: of an image being mixed. MAE, arXiv 2111.06377, table
+    9, has mixup 0.8 and cutmix 1.0.
+    """
+    transforms = (HorizontalFlip(flip_p), ColorJitter(brightness, contrast, saturation, hue, jitter_p))
+    view = View(size, RandomResizedCrop((min_scale, 1.0)), transforms, interpolation)
+    return ViewPipeline([view], {"mixing": Mixing(mixup, cutmix, mix_p)} if mixup or cutmix else {})
 
 
 def plain_views(

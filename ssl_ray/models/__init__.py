@@ -27,6 +27,7 @@ from ssl_ray.models.backbones import (
     SimMIMSwinTransformer,
 )
 from ssl_ray.models.base import BaseModel, Output, ParamGroup, Progress, Samples, Views
+from ssl_ray.models.classifier import Classifier
 from ssl_ray.models.heads import (
     CAEHead,
     ClsHead,
@@ -43,6 +44,7 @@ from ssl_ray.models.losses import (
     CosineSimilarityLoss,
     CrossCorrelationLoss,
     CrossEntropyLoss,
+    LabelSmoothLoss,
     MAEReconstructionLoss,
     SimMIMReconstructionLoss,
     SwAVLoss,
@@ -83,6 +85,7 @@ __all__ = [
     "CAELoss",
     "CAENeck",
     "CAEViT",
+    "Classifier",
     "ClsHead",
     "ContrastiveHead",
     "CosineSimilarityLoss",
@@ -94,6 +97,7 @@ __all__ = [
     "DenseCL",
     "DenseCLNeck",
     "DenseProjection",
+    "LabelSmoothLoss",
     "LatentCrossCorrelationHead",
     "LatentPredictHead",
     "LinearNeck",

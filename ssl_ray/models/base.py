@@ -88,9 +88,12 @@ class BaseModel(nn.Module):
     optimiser step. If losing something would change the next loss, it is a persistent buffer.
 
     `decay_norms`: weight decay acts on biases and norms, too. Most algorithms that were published with SGD have it.
+    `needs_labels`: `samples` hold the data set's `label` (B,). No pretraining has it: what a person labelled never
+    reaches its loss.
     """
 
     decay_norms = False
+    needs_labels = False
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from ssl_ray.data.pipeline import ViewPipeline
 from ssl_ray.data.plan import Plan
 from ssl_ray.data.source import Dataset
 from ssl_ray.errors import UserError
+from ssl_ray.evaluation.classifier import ClassifierEvaluation
 from ssl_ray.evaluation.extract import TrainingSet
 from ssl_ray.evaluation.online import OnlineEvaluation
 from ssl_ray.models.base import BaseModel, Progress
@@ -127,7 +128,7 @@ def train(job: Job) -> dict[str, Any]:
         images_per_step=job.plan.global_batch_size,
     )
     low_precision = torch.bfloat16 if training.precision == "bf16" else None
-    evaluate = OnlineEvaluation(
+    evaluate = (ClassifierEvaluation if algorithm.needs_labels else OnlineEvaluation)(
         job.dataset.train,
         job.dataset.val,
         size=pipeline.eval_size,

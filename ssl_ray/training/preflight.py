@@ -73,6 +73,8 @@ def _take_loss(recipe: Recipe, pipeline: ViewPipeline, algorithm: BaseModel) -> 
         for name, column in pipeline.columns.items()
     }
     samples["index"] = torch.arange(rows)
+    if algorithm.needs_labels:
+        samples["label"] = torch.zeros(rows, dtype=torch.int64)
     views = [samples.pop(f"view_{i}").permute(0, 3, 1, 2) for i in range(len(pipeline.sizes))]
     _judge("algorithm: its parts do not fit", lambda: algorithm(views, samples, mode="loss"))
 

@@ -78,6 +78,7 @@ def start_stream(recipe: Recipe, dataset: Dataset, folder: RunFolder, workers: i
             plan,
             total_steps=stop_step,
             max_broken=recipe.data.max_broken,
+            with_labels=getattr(recipe.algorithm.target, "needs_labels", False),
         )
     )
     if folder.latest_checkpoint() is None:
@@ -189,7 +190,10 @@ def describe_evaluation(result: dict[str, float]) -> str:
     parts = [f"epoch {result['epoch']:g}"]
     if "val/knn_top1" in result:
         parts.append(f"kNN top-1 {100 * result['val/knn_top1']:.1f} %")
-    parts.append(f"embedding std {result['embedding/std']:.4f}")
+    if "val/finetune_top1" in result:
+        parts.append(f"top-1 {100 * result['val/finetune_top1']:.1f} %")
+    if "embedding/std" in result:
+        parts.append(f"embedding std {result['embedding/std']:.4f}")
     return ": ".join([parts[0], ", ".join(parts[1:])])
 
 
