@@ -23,7 +23,7 @@ LAYERS = [
     {"rules"},  # what follows from what in a recipe
     {"evaluation", "resolve", "experiments"},  # a recipe meets a data set
     {"training"},
-    {"tuning"},
+    {"tuning", "trained"},
     {"cli"},
 ]
 # What can be used without the rest stays free of it: no Spec, recipe or console in here.
