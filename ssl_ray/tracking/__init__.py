@@ -3,6 +3,7 @@
 Nothing here imports MLflow, torch or Ray until it is used.
 """
 
+from ssl_ray.tracking.history import FOLDER, History, PastRun, Point, find_run, open_history
 from ssl_ray.tracking.records import deliver
 from ssl_ray.tracking.run import TrackedRun, open_run, prepare
 from ssl_ray.tracking.tags import default_tags
@@ -10,15 +11,21 @@ from ssl_ray.tracking.target import TrackingSettings, TrackingTarget, redact, tr
 from ssl_ray.tracking.tracker import AnyTracker, NoTracker, Tracker, make_tracker
 
 __all__ = [
+    "FOLDER",
     "AnyTracker",
+    "History",
     "NoTracker",
+    "PastRun",
+    "Point",
     "TrackedRun",
     "Tracker",
     "TrackingSettings",
     "TrackingTarget",
     "default_tags",
     "deliver",
+    "find_run",
     "make_tracker",
+    "open_history",
     "open_run",
     "prepare",
     "redact",

@@ -1,1 +1,1 @@
-"""What is done with trained models: judge them, embed images with them."""
+"""What is done with trained models and with the record of runs: judge, take their features away, look, compare."""

@@ -17,6 +17,7 @@ from ssl_ray.experiments import load_recipe
 from ssl_ray.recipe import Recipe, overrides, parse_settings
 from ssl_ray.resolve import check_workers, resolve
 from ssl_ray.tracking import (
+    FOLDER,
     TrackingSettings,
     TrackingTarget,
     default_tags,
@@ -90,7 +91,12 @@ def _pretrain(request: Request, console: Console) -> dict[str, Any]:
             name=folder.name,
             params=recipe.to_json(),
             tags=default_tags()
-            | {"world_size": str(workers), "dataset_digest": info.digest, "ray.job_id": cluster.job_id()},
+            | {
+                "world_size": str(workers),
+                "dataset_digest": info.digest,
+                "ray.job_id": cluster.job_id(),
+                FOLDER: folder.uri,
+            },
             run_id=record.get("mlflow_run_id"),
         )
         record |= {

@@ -21,7 +21,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert "ssl_ray.cli.app" in imported
     heavy = {"torch", "ray", "mlflow", "numpy", "pydantic", "pyarrow", "cv2"}
     assert not imported & heavy
-    for verb in ("pretrain", "list", "show", "version"):
+    for verb in ("pretrain", "list", "show", "runs", "version"):
         assert re.search(rf"\b{verb}\b", done.stdout)
 
 

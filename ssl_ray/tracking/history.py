@@ -1,0 +1,222 @@
+"""The reading side: the runs that a store has, their numbers over time, and files put beside them afterwards."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ssl_ray.errors import UserError, nearest
+from ssl_ray.tracking.client import connect, import_mlflow, reason
+from ssl_ray.tracking.target import TrackingSettings, redact
+
+_PAGE = 1000  # runs of one answer
+_LARGEST = 1e300  # MLflow keeps an infinity as the largest float
+_ID_CHARACTERS = 4  # of a run's id, before it may stand for the run
+PARENT = "mlflow.parentRunId"
+FOLDER = "ssl_ray.folder"
+"""Tag: path or URI of the run's folder."""
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """One run as MLflow knows it.
+
+    status: finished, running, failed, killed or scheduled. start, end: seconds since the epoch, None where unknown.
+    params, tags: as text. metrics: the last value of each, without MLflow's own `system/`; NaN and infinities as they
+    were logged. data, digest, source: name, digest and address of the data set it was trained on, "" if not recorded.
+    """
+
+    run_id: str
+    name: str
+    status: str
+    start: float | None
+    end: float | None
+    params: Mapping[str, str] = field(repr=False)
+    tags: Mapping[str, str] = field(repr=False)
+    metrics: Mapping[str, float] = field(repr=False)
+    data: str = ""
+    digest: str = ""
+    source: str = ""
+    experiment_id: str = ""
+
+    @property
+    def algorithm(self) -> str:
+        """The recipe's name, "" for a run that is not of ours."""
+        return self.params.get("name", "")
+
+    @property
+    def parent(self) -> str | None:
+        """Run id of the search that this run is a trial of."""
+        return self.tags.get(PARENT)
+
+    @property
+    def seconds(self) -> float | None:
+        """From its first start to its last end; None while it runs."""
+        return None if self.start is None or self.end is None else self.end - self.start
+
+
+class Point(NamedTuple):
+    """A metric's value at a step; time in seconds since the epoch."""
+
+    step: int
+    value: float
+    time: float
+
+
+class History:
+    """The runs of one experiment. Made by `open_history`."""
+
+    def __init__(self, client: Any, settings: TrackingSettings, experiment_id: str) -> None:
+        self.settings = settings
+        self._client = client
+        self._experiment_id = experiment_id
+
+    def runs(self) -> list[PastRun]:
+        """All runs that are not deleted, the newest first."""
+        found: list[PastRun] = []
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment_id],
+                max_results=_PAGE,
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
+            found += map(_past, page)
+            token = page.token
+            if not token:
+                return found
+
+    def find(self, run: str) -> PastRun:
+        """The run that a user means by `run`; see `find_run`. An id of another experiment's run is known, too."""
+        if len(run) == 32 and not set(run) - set("0123456789abcdef"):
+            try:
+                return self.get(run)
+            except UserError:
+                pass
+        return find_run(run, self.runs())
+
+    def get(self, run_id: str) -> PastRun:
+        """The run of this id, in whatever experiment. Raises UserError if there is none."""
+        try:
+            found = self._client.get_run(run_id)
+        except import_mlflow().MlflowException as error:
+            raise UserError(f"run: MLflow at {redact(self.settings.uri)} has no run {run_id}") from error
+        return _past(found)
+
+    def metric(self, run_id: str, name: str) -> list[Point]:
+        """All values of a metric, one for each step, in order of steps.
+
+        A resumed run logged some steps twice: the later value counts. NaN and infinities stay.
+        """
+        at: dict[int, Point] = {}
+        for m in self._client.get_metric_history(run_id, name):
+            point = Point(m.step, _number(m.value), m.timestamp / 1000)
+            if m.step not in at or at[m.step].time <= point.time:
+                at[m.step] = point
+        return [at[step] for step in sorted(at)]
+
+    def attach(self, run_id: str, file: Path, artifact_path: str = "") -> None:
+        """Puts a file among the artifacts of a run, replacing one of its name. Raises UserError if it cannot be."""
+        try:
+            self._client.log_artifact(run_id, str(file), artifact_path or None)
+        except Exception as error:
+            raise UserError(
+                f"MLflow at {redact(self.settings.uri)} does not take {file.name} ({reason(error)})"
+            ) from error
+
+    def artifact(self, run_id: str, name: str, into: str | Path) -> Path | None:
+        """A local copy of an artifact in the folder `into`; None if the run has none of this name."""
+        try:
+            return Path(self._client.download_artifacts(run_id, name, str(into)))
+        except Exception:  # each artifact store has its own errors for what is not there
+            return None
+
+
+def open_history(settings: TrackingSettings) -> History:
+    """The history of the settings' experiment. Creates nothing.
+
+    Raises UserError when there is no store or experiment yet, naming what would make it, or when it does not answer.
+    """
+    where = redact(settings.uri)
+    no_runs = (
+        "no runs yet: {}; `ssl-ray pretrain moco` makes the first, MLFLOW_TRACKING_URI names another store"
+    )
+    if settings.uri.startswith("sqlite:///") and not Path(settings.uri.removeprefix("sqlite:///")).is_file():
+        # MLflow would make a database of it.
+        raise UserError(no_runs.format(f"{settings.uri.removeprefix('sqlite:///')} does not exist"))
+    try:
+        client = connect(settings.uri)
+        experiment = client.get_experiment_by_name(settings.experiment)
+        others = [] if experiment else [e.name for e in client.search_experiments()]
+    except Exception as error:
+        raise UserError(
+            f"MLflow at {where} cannot be read ({reason(error)}); start it, or name another store with "
+            "MLFLOW_TRACKING_URI"
+        ) from error
+    if experiment is None:
+        others = [name for name in others if name != "Default"]
+        if others:
+            raise UserError(
+                f"experiment: MLflow at {where} has none called {settings.experiment!r}; "
+                f"{nearest(settings.experiment, others)}"
+            )
+        raise UserError(no_runs.format(f"MLflow at {where} has no experiment {settings.experiment!r}"))
+    return History(client, settings, experiment.experiment_id)
+
+
+def find_run(run: str, runs: Sequence[PastRun]) -> PastRun:
+    """The one of `runs` that a user means: by its name, its MLflow id, or the beginning of either that is its alone.
+
+    Of several with the whole name the newest is meant. Raises UserError with the nearest name, or all that begin so.
+    """
+    if exact := [r for r in runs if run in (r.name, r.run_id)]:
+        return max(exact, key=lambda r: r.start or 0)
+    begun = [
+        r for r in runs if r.name.startswith(run) or (len(run) >= _ID_CHARACTERS and r.run_id.startswith(run))
+    ]
+    if len(begun) == 1:
+        return begun[0]
+    if begun and run:
+        names = ", ".join(f"{r.name} ({r.run_id[:8]})" for r in begun[:5])
+        raise UserError(f"run: {run!r} may be {names}{', ...' if len(begun) > 5 else ''}; give more of it")
+    raise UserError(f"run: there is no {run!r}; {_nearest(run, [r.name for r in runs])}")
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """`nearest`, for so many names that a list of all would help nobody."""
+    said = nearest(name, names)
+    return said if len(said) < 200 else "`ssl-ray runs` lists them"
+
+
+def _past(run: Any) -> PastRun:
+    info, data = run.info, run.data
+    trained_on = next(iter(run.inputs.dataset_inputs if run.inputs else []), None)
+    dataset = trained_on.dataset if trained_on else None
+    return PastRun(
+        run_id=info.run_id,
+        name=info.run_name or info.run_id,
+        status=str(info.status).lower(),
+        start=None if info.start_time is None else info.start_time / 1000,
+        end=None if info.end_time is None else info.end_time / 1000,
+        params=dict(data.params),
+        tags=dict(data.tags),
+        metrics={k: _number(v) for k, v in data.metrics.items() if not k.startswith("system/")},
+        data=dataset.name if dataset else "",
+        digest=dataset.digest if dataset else "",
+        source=_source(dataset.source) if dataset else "",
+        experiment_id=str(info.experiment_id),
+    )
+
+
+def _source(text: str) -> str:
+    try:
+        return str(json.loads(text).get("uri", ""))
+    except (ValueError, AttributeError):
+        return text
+
+
+def _number(value: float) -> float:
+    return value if abs(value) < _LARGEST or math.isnan(value) else math.copysign(math.inf, value)
