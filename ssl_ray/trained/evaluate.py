@@ -15,7 +15,7 @@ from ssl_ray.errors import UserError, nearest
 from ssl_ray.evaluation.scores import Result
 from ssl_ray.tracking import TrackingTarget, default_tags, make_tracker, open_run, tracking_settings
 from ssl_ray.trained.case import Case, Choices, Means, described
-from ssl_ray.trained.protocols import DEFAULT, PROTOCOLS
+from ssl_ray.trained.protocols import DEFAULT, PROBES, PROTOCOLS
 from ssl_ray.trained.subject import Subject, load_subject
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
@@ -54,6 +54,10 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
     for name in names:
         if name not in PROTOCOLS:
             raise UserError(f"evaluate: there is no protocol {name!r}; {nearest(name, PROTOCOLS)}")
+    if request.choices.probe not in PROBES:
+        raise UserError(
+            f"probe: there is no {request.choices.probe!r}; {nearest(request.choices.probe, PROBES)}"
+        )
     subject = load_subject(request.subject, request.storage, random=request.random, seed=request.choices.seed)
     data, dataset = dataset_of(subject, request.data, request.columns, request.holdout)
     _require_labels(data, dataset)
