@@ -1,7 +1,8 @@
-"""Images as evaluation sees them: each once, in its plain view, dealt to the ranks."""
+"""Images as evaluation sees them, dealt to the ranks: in their plain view, or in several augmented ones."""
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_ray import distributed
-from ssl_ray.data.pipeline import make_batch
+from ssl_ray.data.pipeline import ViewPipeline, make_batch
 from ssl_ray.data.plan import Permutation
 from ssl_ray.data.source import Source
 from ssl_ray.data.views import plain_views
@@ -23,19 +24,25 @@ _PIECE = 32  # images that a thread decodes at a time
 
 Indices = NDArray[np.int64]
 Decoded = Future[tuple[dict[str, np.ndarray], list[tuple[int, str]]]]
+Batch = tuple[list[Tensor], Tensor]  # views, index
 
 
-class PlainImages:
-    """This rank's share of up to `limit` images of a source in their plain view, decoded once and kept where they fit.
+class _Images:
+    """This rank's share of up to `limit` images of a source, decoded once and kept where they fit.
 
     The images are drawn without repetition by a fixed permutation, so that a folder sorted by class gives every class
-    its share; they come in ascending order of index, rank r has every W-th. Resized and centre-cropped to `size`
-    pixels; those not larger than that are not cropped. broken: gets path -> reason of those that cannot be decoded;
-    they are left out.
+    its share; they come in ascending order of index, rank r has every W-th. columns: of the pipeline's, the views to
+    keep. broken: gets path -> reason of those that cannot be decoded; they are left out.
     """
 
     def __init__(
-        self, source: Source, size: int, limit: int | None, batch_size: int, broken: dict[str, str]
+        self,
+        source: Source,
+        pipeline: ViewPipeline,
+        columns: Sequence[str],
+        limit: int | None,
+        batch_size: int,
+        broken: dict[str, str],
     ) -> None:
         total = source.info.num_samples
         chosen = np.arange(total)
@@ -44,14 +51,13 @@ class PlainImages:
         indices = chosen[distributed.rank() :: distributed.world_size()]
         self._chunks = np.split(indices, range(batch_size, len(indices), batch_size))
         self.source = source
-        # "Resize 256, crop 224" where the images are larger.
-        self._pipeline = plain_views(size, crop_fraction=0.875 if min(source.info.image_size) > size else 1.0)
+        self._pipeline, self._columns = pipeline, columns
         self._broken = broken
-        self._keep = len(indices) * size * size * 3 <= _KEEP_BYTES
-        self._kept: list[tuple[Tensor, Tensor]] | None = None
+        pixels = sum(math.prod(pipeline.columns[name].shape) for name in columns)
+        self._keep = len(indices) * pixels <= _KEEP_BYTES
+        self._kept: list[Batch] | None = None
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (b, 3, size, size) uint8, channels last in memory, and their index (b,) int64."""
+    def _batches(self) -> Iterator[Batch]:
         if self._kept is not None:
             yield from self._kept
             return
@@ -62,7 +68,7 @@ class PlainImages:
             yield batch
         self._kept = kept if self._keep else None
 
-    def _decode(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _decode(self) -> Iterator[Batch]:
         with ThreadPoolExecutor(_THREADS) as pool:
             # The next chunk is under way while this one is in use.
             under_way = self._start(pool, self._chunks[0])
@@ -77,14 +83,61 @@ class PlainImages:
         pieces = [slice(i, i + _PIECE) for i in range(0, max(1, len(chunk)), _PIECE)]
         return [pool.submit(make_batch, self._pipeline, blobs[p], chunk[p], 0, 0) for p in pieces]
 
-    def _collect(self, chunk: Indices, futures: list[Decoded]) -> tuple[Tensor, Tensor]:
+    def _collect(self, chunk: Indices, futures: list[Decoded]) -> Batch:
         whole = np.ones(len(chunk), bool)
-        images = []
+        images: dict[str, list[np.ndarray]] = {name: [] for name in self._columns}
         for first, future in zip(range(0, max(1, len(chunk)), _PIECE), futures, strict=True):
             columns, failures = future.result()
-            images.append(columns["view_0"])
+            for name, parts in images.items():
+                parts.append(columns[name])
             for row, reason in failures:
                 whole[first + row] = False
                 self._broken[self.source.path(int(chunk[first + row]))] = reason
-        view = torch.from_numpy(np.concatenate(images)[whole])
-        return view.permute(0, 3, 1, 2), torch.from_numpy(chunk[whole])
+        views = [torch.from_numpy(np.concatenate(parts)[whole]) for parts in images.values()]
+        return [view.permute(0, 3, 1, 2) for view in views], torch.from_numpy(chunk[whole])
+
+
+class PlainImages(_Images):
+    """Images in their plain view: resized and centre-cropped to `size` pixels; see `_Images`.
+
+    Those not larger than that are not cropped.
+    """
+
+    def __init__(
+        self, source: Source, size: int, limit: int | None, batch_size: int, broken: dict[str, str]
+    ) -> None:
+        # "Resize 256, crop 224" where the images are larger.
+        pipeline = plain_views(size, crop_fraction=0.875 if min(source.info.image_size) > size else 1.0)
+        super().__init__(source, pipeline, ["view_0"], limit, batch_size, broken)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (b, 3, size, size) uint8, channels last in memory, and their index (b,) int64."""
+        for (view,), index in self._batches():
+            yield view, index
+
+
+class AugmentedImages(_Images):
+    """Images in `draws` augmented views each, drawn as the pipeline draws its first view; see `_Images`.
+
+    The same views at every evaluation, whatever the run's seed.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        pipeline: ViewPipeline,
+        draws: int,
+        limit: int | None,
+        batch_size: int,
+        broken: dict[str, str],
+    ) -> None:
+        first = pipeline.views[0]
+        repeated = ViewPipeline([first] * draws)
+        # What makes the first view may make more of the same crop.
+        columns = [f"view_{i * len(first.sizes)}" for i in range(draws)]
+        super().__init__(source, repeated, columns, limit, batch_size, broken)
+
+    def batches(self) -> Iterator[list[Tensor]]:
+        """As many views (b, 3, s, s) uint8 of the same images as there are draws."""
+        for views, _ in self._batches():
+            yield views
