@@ -96,12 +96,36 @@ class Training(_Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(_Section):
-    """Online kNN on labelled data: every so many epochs (None: never), at most `max_samples` training images."""
+    """What is measured while a run trains: every so many epochs (None: never), on held-out images.
+
+    k and temperature are kNN's; kNN and the linear probe learn from at most `max_samples` training images. Each flag
+    from `knn` to `clusters` switches one monitor; those of labels are off where there are none, `clusters` where the
+    algorithm has none. Alignment and LiDAR see `view_images` images in augmented views: two of each, LiDAR lidar_views.
+    on_collapse: what an alarm does, which std, rankme and clusters can raise.
+    """
 
     every_epochs: Positive | None = 1
     k: Positive = 20
     temperature: PositiveFloat = 0.07
     max_samples: Positive = 50000
+    knn: bool = True
+    linear_probe: bool = True
+    std: bool = True
+    rankme: bool = True
+    alpha_req: bool = True
+    uniformity: bool = True
+    alignment: bool = False
+    lidar: bool = False
+    clusters: bool = True
+    view_images: Annotated[int, Field(ge=2)] = 1000
+    lidar_views: Annotated[int, Field(ge=2)] = 10
+    on_collapse: Literal["warn", "stop"] = "warn"
+
+    @property
+    def monitors(self) -> frozenset[str]:
+        """Names of those switched on."""
+        flags = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return frozenset(name for name, on in flags.items() if on is True)
 
 
 @dataclass(frozen=True, kw_only=True)

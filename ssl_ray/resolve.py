@@ -83,6 +83,17 @@ def _refuse(recipe: Recipe, info: "DatasetInfo") -> None:
         raise UserError(
             f"evaluation.k {evaluation.k} is more than the {bank} images it looks among; lower it"
         )
+    if evaluation.on_collapse == "stop":
+        if evaluation.every_epochs is None:
+            raise UserError(
+                "evaluation.on_collapse 'stop' with evaluation.every_epochs null: without evaluations no collapse is "
+                "seen; set evaluation.every_epochs"
+            )
+        if not evaluation.monitors & {"std", "rankme", "clusters"}:
+            raise UserError(
+                "evaluation.on_collapse 'stop' with evaluation.std, rankme and clusters all false: nothing can raise "
+                "the alarm; switch one on"
+            )
 
 
 def _complete(value: Any, path: str) -> Any:

@@ -99,5 +99,7 @@ def pretrain(
         ),
         Console("quiet" if quiet or as_json else "verbose" if verbose else "normal"),
     )
+    if summary["status"] == "collapsed":
+        raise typer.Exit(3)
     if summary["status"] != "finished":
         raise typer.Exit(130)  # as a shell says of a command that Ctrl-C ended

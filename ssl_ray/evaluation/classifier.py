@@ -20,7 +20,7 @@ class ClassifierEvaluation(OnlineEvaluation):
     """
 
     @torch.no_grad()
-    def run(self, algorithm: BaseModel) -> dict[str, float]:
+    def run(self, algorithm: BaseModel, *, trained: bool = True) -> dict[str, float]:
         """`val/finetune_top1` and, with more than 5 classes, `val/finetune_top5`, in 0..1; `val/finetune_loss`.
 
         The loss is the plain cross-entropy, without label smoothing. Images without a label are left out. Every rank

@@ -22,7 +22,7 @@ from ssl_ray.data.source import Source
 from ssl_ray.data.sources.base import digest
 from ssl_ray.data.stream import quiet_ray_data
 from ssl_ray.errors import UserError
-from ssl_ray.evaluation.images import crop_fraction, in_batches, plain_batches, plain_pipeline
+from ssl_ray.evaluation.images import crop_fraction, decoded, in_batches, plain_pipeline
 
 # Images of one task: its features (8 MB at 2,048 dimensions) cross Ray's object store as one block.
 TASK_IMAGES = 1024
@@ -66,7 +66,7 @@ class Extraction:
         features, indices = [], []
         pipeline = plain_pipeline(self.source, self.size)
         with torch.inference_mode():
-            for view, index in plain_batches(self.source, chunks, pipeline, reasons, threads):
+            for (view,), index in decoded(self.source, chunks, pipeline, ["view_0"], reasons, threads):
                 if len(view):
                     features.append(self.encoder(view.to(device, non_blocking=True)).float().cpu())
                     indices.append(index)

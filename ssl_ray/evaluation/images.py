@@ -1,5 +1,6 @@
-"""Images as evaluation sees them: each once, in its plain view, dealt to the ranks."""
+"""Images as evaluation sees them, dealt to the ranks: in their plain view, or in several augmented ones."""
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,19 +24,25 @@ _PIECE = 32  # images that a thread decodes at a time
 
 Indices = NDArray[np.int64]
 Decoded = Future[tuple[dict[str, np.ndarray], list[tuple[int, str]]]]
+Batch = tuple[list[Tensor], Tensor]  # views, index
 
 
-class PlainImages:
-    """This rank's share of up to `limit` images of a source in their plain view, decoded once and kept where they fit.
+class _Images:
+    """This rank's share of up to `limit` images of a source, decoded once and kept where they fit.
 
     The images are drawn without repetition by a fixed permutation, so that a folder sorted by class gives every class
-    its share; they come in ascending order of index, rank r has every W-th. Resized and centre-cropped to `size`
-    pixels; those not larger than that are not cropped. broken: gets path -> reason of those that cannot be decoded;
-    they are left out.
+    its share; they come in ascending order of index, rank r has every W-th. columns: of the pipeline's, the views to
+    keep. broken: gets path -> reason of those that cannot be decoded; they are left out.
     """
 
     def __init__(
-        self, source: Source, size: int, limit: int | None, batch_size: int, broken: dict[str, str]
+        self,
+        source: Source,
+        pipeline: ViewPipeline,
+        columns: Sequence[str],
+        limit: int | None,
+        batch_size: int,
+        broken: dict[str, str],
     ) -> None:
         total = source.info.num_samples
         chosen = np.arange(total)
@@ -44,22 +51,66 @@ class PlainImages:
         indices = chosen[distributed.rank() :: distributed.world_size()]
         self._chunks = in_batches(indices, batch_size)
         self.source = source
-        self._pipeline = plain_pipeline(source, size)
+        self._pipeline, self._columns = pipeline, columns
         self._broken = broken
-        self._keep = len(indices) * size * size * 3 <= _KEEP_BYTES
-        self._kept: list[tuple[Tensor, Tensor]] | None = None
+        pixels = sum(math.prod(pipeline.columns[name].shape) for name in columns)
+        self._keep = len(indices) * pixels <= _KEEP_BYTES
+        self._kept: list[Batch] | None = None
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (b, 3, size, size) uint8, channels last in memory, and their index (b,) int64."""
+    def _batches(self) -> Iterator[Batch]:
         if self._kept is not None:
             yield from self._kept
             return
         kept = []
-        for batch in plain_batches(self.source, self._chunks, self._pipeline, self._broken):
+        for batch in decoded(self.source, self._chunks, self._pipeline, self._columns, self._broken):
             if self._keep:
                 kept.append(batch)
             yield batch
         self._kept = kept if self._keep else None
+
+
+class PlainImages(_Images):
+    """Images in their plain view: resized and centre-cropped to `size` pixels; see `_Images`.
+
+    Those not larger than that are not cropped.
+    """
+
+    def __init__(
+        self, source: Source, size: int, limit: int | None, batch_size: int, broken: dict[str, str]
+    ) -> None:
+        super().__init__(source, plain_pipeline(source, size), ["view_0"], limit, batch_size, broken)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (b, 3, size, size) uint8, channels last in memory, and their index (b,) int64."""
+        for (view,), index in self._batches():
+            yield view, index
+
+
+class AugmentedImages(_Images):
+    """Images in `draws` augmented views each, drawn as the pipeline draws its first view; see `_Images`.
+
+    The same views at every evaluation, whatever the run's seed.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        pipeline: ViewPipeline,
+        draws: int,
+        limit: int | None,
+        batch_size: int,
+        broken: dict[str, str],
+    ) -> None:
+        first = pipeline.views[0]
+        repeated = ViewPipeline([first] * draws)
+        # What makes the first view may make more of the same crop.
+        columns = [f"view_{i * len(first.sizes)}" for i in range(draws)]
+        super().__init__(source, repeated, columns, limit, batch_size, broken)
+
+    def batches(self) -> Iterator[list[Tensor]]:
+        """As many views (b, 3, s, s) uint8 of the same images as there are draws."""
+        for views, _ in self._batches():
+            yield views
 
 
 def in_batches(indices: Indices, batch_size: int) -> list[Indices]:
@@ -77,16 +128,18 @@ def plain_pipeline(source: Source, size: int) -> ViewPipeline:
     return plain_views(size, crop_fraction=crop_fraction(source, size))
 
 
-def plain_batches(
+def decoded(
     source: Source,
     chunks: Sequence[Indices],
     pipeline: ViewPipeline,
+    columns: Sequence[str],
     broken: dict[str, str],
     threads: int = _THREADS,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images (b, 3, size, size) uint8 and index (b,) int64 of each chunk; threads decode one chunk ahead.
+) -> Iterator[Batch]:
+    """Views and index of each chunk; threads decode one chunk ahead.
 
-    broken: gets path -> reason of images that cannot be decoded; they are left out of their batch.
+    columns: of the pipeline's, the views that are wanted. broken: gets path -> reason of images that cannot be decoded;
+    they are left out of their batch. Views (b, 3, s, s) uint8, channels last in memory; index (b,) int64.
     """
 
     def start(chunk: Indices) -> list[Decoded]:
@@ -101,19 +154,20 @@ def plain_batches(
             futures = under_way
             if following is not None:
                 under_way = start(following)
-            yield _collect(source, chunk, futures, broken)
+            yield _collect(source, chunk, futures, columns, broken)
 
 
 def _collect(
-    source: Source, chunk: Indices, futures: list[Decoded], broken: dict[str, str]
-) -> tuple[Tensor, Tensor]:
+    source: Source, chunk: Indices, futures: list[Decoded], columns: Sequence[str], broken: dict[str, str]
+) -> Batch:
     whole = np.ones(len(chunk), bool)
-    images = []
+    images: dict[str, list[np.ndarray]] = {name: [] for name in columns}
     for first, future in zip(range(0, max(1, len(chunk)), _PIECE), futures, strict=True):
-        columns, failures = future.result()
-        images.append(columns["view_0"])
+        made, failures = future.result()
+        for name, parts in images.items():
+            parts.append(made[name])
         for row, reason in failures:
             whole[first + row] = False
             broken[source.path(int(chunk[first + row]))] = reason
-    view = torch.from_numpy(np.concatenate(images)[whole])
-    return view.permute(0, 3, 1, 2), torch.from_numpy(chunk[whole])
+    views = [torch.from_numpy(np.concatenate(parts)[whole]) for parts in images.values()]
+    return [view.permute(0, 3, 1, 2) for view in views], torch.from_numpy(chunk[whole])

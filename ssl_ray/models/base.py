@@ -155,6 +155,21 @@ class BaseModel(nn.Module):
         """
         return pooled(self.backbone, self.data_preprocessor(views)[0])
 
+    @property
+    def projector(self) -> Callable[[Any], Tensor] | None:
+        """What makes projections (B, P) of the backbone's output; None where the neck does not project."""
+        from ssl_ray.models.necks import LinearNeck, NonLinearNeck
+
+        return self.neck if isinstance(self.neck, LinearNeck | NonLinearNeck) else None
+
+    def cluster_sizes(self) -> Tensor | None:
+        """Training images in each cluster, (K,), the same on every rank; None where no image has a cluster."""
+        return None
+
+    def assign(self, projections: Tensor) -> Tensor | None:
+        """How many of the projections (B, P) fall to each cluster, (K,); None where the algorithm has no such."""
+        return None
+
     def before_epoch(self, progress: Progress, extract: Extract) -> Iterable[nn.Parameter] | None:
         """Before the first step of an epoch. `extract` runs over the training set: every rank calls it, or none.
 

@@ -18,6 +18,7 @@ from ssl_ray.data.pipeline import ViewPipeline
 from ssl_ray.data.plan import Plan
 from ssl_ray.data.source import Dataset
 from ssl_ray.errors import UserError
+from ssl_ray.evaluation.alarm import collapses
 from ssl_ray.evaluation.classifier import ClassifierEvaluation
 from ssl_ray.evaluation.extract import TrainingSet
 from ssl_ray.evaluation.online import OnlineEvaluation
@@ -132,23 +133,29 @@ def train(job: Job) -> dict[str, Any]:
         job.dataset.train,
         job.dataset.val,
         size=pipeline.eval_size,
+        monitors=recipe.evaluation.monitors,
         k=recipe.evaluation.k,
         temperature=recipe.evaluation.temperature,
         max_samples=recipe.evaluation.max_samples,
+        views=pipeline,
+        view_images=recipe.evaluation.view_images,
+        lidar_views=recipe.evaluation.lidar_views,
         device=device,
         autocast=low_precision,
     )
     extract = TrainingSet(
         job.dataset.train, algorithm, size=pipeline.eval_size, device=device, autocast=low_precision
     )
+    collapsed = False
     skipped = 0  # steps in a row without a finite gradient
     last_save = time.monotonic()
 
-    def judge(step: int) -> None:
-        """Online evaluation; every rank takes part."""
+    def judge(step: int) -> bool:
+        """Online evaluation; every rank takes part. Returns whether it is a reason to stop, the same on all ranks."""
+        started = time.perf_counter()
         with reporter.paused():
             distributed.average_batch_norm_(algorithm)
-            result = evaluate.run(algorithm)
+            result = evaluate.run(algorithm, trained=step > 0)
             if (
                 step == 0
                 and pipeline.eval_size <= SMALL_IMAGE
@@ -156,10 +163,11 @@ def train(job: Job) -> dict[str, Any]:
             ):
                 result["baseline/raw_pixels_knn_top1"] = top1
         evaluations.append({"epoch": round(step / job.plan.steps_per_epoch, 2), "step": step, **result})
-        # An untrained network's features may lie as close together as a collapsed one's.
+        alarms = collapses(evaluations)
         reporter.evaluation(
-            evaluations[-1], evaluate.warning if step else None, evaluate.broken | extract.broken
+            evaluations[-1], alarms, evaluate.broken | extract.broken, time.perf_counter() - started
         )
+        return distributed.agree(bool(alarms) and recipe.evaluation.on_collapse == "stop")[0]
 
     if step == 0 and recipe.evaluation.every_epochs:
         judge(step)
@@ -199,7 +207,7 @@ def train(job: Job) -> dict[str, Any]:
 
         at_end = step == job.stop_step
         save = training.checkpoint_steps is not None and step % training.checkpoint_steps == 0
-        stop = False
+        stop = collapsed = False
         if step % training.log_steps == 0 or at_end:
             reporter.step(progress, metrics, lr, batches.waited)
             due = training.checkpoint_minutes is not None and (
@@ -212,8 +220,8 @@ def train(job: Job) -> dict[str, Any]:
         epoch_ended = step % job.plan.steps_per_epoch == 0
         every = recipe.evaluation.every_epochs
         if every and (at_end or (epoch_ended and (progress.epoch + 1) % every == 0)):
-            judge(step)
-        if save or at_end or stop:
+            collapsed = judge(step)
+        if save or at_end or stop or collapsed:
             with reporter.paused():
                 distributed.average_batch_norm_(algorithm)
                 reporter.tracker.flush()
@@ -226,11 +234,17 @@ def train(job: Job) -> dict[str, Any]:
                     evaluations=evaluations,
                 )
             last_save = time.monotonic()
-        if stop:
+        if stop or collapsed:
             break
 
     reporter.close(step, ray.get(job.dealer.count_broken.remote()))
-    return {"steps": step, "evaluations": evaluations, "images_per_second": reporter.images_per_second}
+    return {
+        "steps": step,
+        "evaluations": evaluations,
+        "images_per_second": reporter.images_per_second,
+        "alarms": [str(alarm) for alarm in collapses(evaluations)],
+        "collapsed": collapsed,
+    }
 
 
 def save_checkpoint(rank: int, **contents: Any) -> None:

@@ -18,6 +18,7 @@ from ssl_ray.recipe import Recipe, overrides, parse_settings
 from ssl_ray.resolve import check_workers, resolve
 from ssl_ray.tracking import (
     FOLDER,
+    TrackedRun,
     TrackingSettings,
     TrackingTarget,
     default_tags,
@@ -126,7 +127,11 @@ def _pretrain(request: Request, console: Console) -> dict[str, Any]:
                         f"first steps logged {time.monotonic() - started:.1f} s after the command"
                     ),
                 )
-                status = "FINISHED" if result.status == "finished" else "KILLED"
+                if result.status == "finished":
+                    status = "FINISHED"
+                elif result.status != "collapsed":
+                    status = "KILLED"
+                _tag_alarms(tracked, result.summary.get("alarms", []), console)
                 artifacts.at_end(tracker, recipe, result)
         finally:
             tracked.finish(status)
@@ -252,6 +257,16 @@ def _check_data(folder: RunFolder, record: dict[str, Any], dataset: Dataset) -> 
         )
 
 
+def _tag_alarms(tracked: TrackedRun, alarms: list[str], console: Console) -> None:
+    """Tag `collapse` of the MLflow run: what the last evaluation warned of, or that an earlier warning is over."""
+    try:
+        tracked.set_tags({"collapse": "; ".join(alarms) or "none"})
+    except (
+        Exception
+    ) as error:  # MLflow may be away: the metric collapse/alarms is delivered later, a tag is not
+        console.detail(f"MLflow did not take the tag collapse: {error}")
+
+
 def _say(request: Request, console: Console, summary: dict[str, Any], mlflow_ui: str) -> None:
     """The end of a run: a line of JSON, or for people a table and where everything is."""
     if request.as_json:
@@ -268,7 +283,14 @@ def _say(request: Request, console: Console, summary: dict[str, Any], mlflow_ui:
         console.table(
             "kNN top-1 on held-out images", ["features", "top-1 %"], [(n, f"{100 * v:.1f}") for n, v in rows]
         )
-    if summary["status"] != "finished":
+    if summary["status"] == "collapsed":
+        console.print(f"collapsed, stopped at step {summary['steps']} (evaluation.on_collapse=stop):")
+        for alarm in summary["alarms"]:
+            console.print(f"  {alarm}")
+        console.print(
+            "start a new run with the cause mended; the last checkpoint is of the collapsed network"
+        )
+    elif summary["status"] != "finished":
         console.print(f"{summary['status']} at step {summary.get('steps', '?')}; continue with:")
         console.print(f"  ssl-ray pretrain --resume {shlex.quote(summary['folder'])}")
     console.print(f"run:    {summary['folder']}")

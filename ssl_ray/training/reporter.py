@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssl_ray import distributed
 from ssl_ray.console import TrainStatus
+from ssl_ray.evaluation.alarm import Collapse
 from ssl_ray.models.base import Progress
 from ssl_ray.tracking import TrackingTarget, make_tracker
 from ssl_ray.training.notices import Notices
@@ -91,15 +92,18 @@ class Reporter:
             )
         )
 
-    def evaluation(self, result: dict[str, float], warning: str | None, broken: dict[str, str]) -> None:
-        """Logs an online evaluation, and what it could not read."""
+    def evaluation(
+        self, result: dict[str, float], alarms: list[Collapse], broken: dict[str, str], seconds: float
+    ) -> None:
+        """Logs an online evaluation that took so long, the collapses that it shows, and what it could not read."""
         if self.rank != 0:
             return
         metrics = {name: value for name, value in result.items() if "/" in name}
+        metrics |= {"collapse/alarms": len(alarms), "perf/evaluation_time": seconds}
         self.tracker.log(metrics, step=int(result["step"]))
         self.send(result)
-        if warning is not None:
-            self.send(warning)
+        for alarm in alarms:
+            self.send(str(alarm))
         for path in broken.keys() - self.broken:
             self.send(f"{path}: {broken[path]}; left out of the evaluation")
         self.broken |= broken.keys()

@@ -40,8 +40,9 @@ PATIENCE_S = 120
 class RunResult:
     """How a run ended.
 
-    status: "finished", "stopped" (asked to, with a checkpoint) or "interrupted" (at once). summary: what rank 0
-    returned: steps, evaluations, images_per_second. checkpoint: path or URI of the last one. history: what
+    status: "finished", "stopped" (asked to, with a checkpoint), "collapsed" (stopped for an alarm, with a checkpoint)
+    or "interrupted" (at once). summary: what rank 0 returned: steps, evaluations, images_per_second, and alarms, a line
+    for each collapse that the last evaluation shows. checkpoint: path or URI of the last one. history: what
     this session showed. broken: images that could not be read.
     """
 
@@ -162,6 +163,8 @@ def run(
                 stream.dealer.request_stop.remote()
     if result.status != "interrupted":
         result.summary = _outcome(fit, folder)
+        if result.summary.pop("collapsed"):
+            result.status = "collapsed"
         if result.summary["steps"] == stream.stop_step:
             result.status = "finished"
     result.checkpoint = folder.latest_checkpoint()
@@ -190,11 +193,15 @@ def describe_evaluation(result: dict[str, float]) -> str:
     parts = [f"epoch {result['epoch']:g}"]
     if "val/knn_top1" in result:
         parts.append(f"kNN top-1 {100 * result['val/knn_top1']:.1f} %")
+    if "val/linear_top1" in result:
+        parts.append(f"linear {100 * result['val/linear_top1']:.1f} %")
     if "val/finetune_top1" in result:
         parts.append(f"top-1 {100 * result['val/finetune_top1']:.1f} %")
     if "embedding/std" in result:
         parts.append(f"embedding std {result['embedding/std']:.4f}")
-    return ": ".join([parts[0], ", ".join(parts[1:])])
+    if "embedding/rankme" in result:
+        parts.append(f"rank {result['embedding/rankme']:.1f}")
+    return ": ".join([parts[0], ", ".join(parts[1:]) or "evaluated"])
 
 
 class _Background:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_ray.evaluation.diagnostics import COLLAPSED, collapse_message, embedding_rank, embedding_std
+from ssl_ray.evaluation import spectrum
+from ssl_ray.evaluation.diagnostics import embedding_rank, embedding_std
 from tests.evaluation.ranks import on_ranks
 
 
@@ -57,18 +58,12 @@ def test_rank_of_zeros_and_of_nan() -> None:
     assert math.isnan(embedding_rank(torch.full((5, 4), math.nan)))
 
 
-def test_message_when_collapsed() -> None:
-    constant = torch.ones(300, 512) + 1e-3 * normal(300, 512)
-    message = collapse_message(embedding_std(constant), 512)
-    assert message is not None
-    assert "0.044" in message  # 1 / sqrt(512): what is healthy
-    assert "\n" not in message
-    assert collapse_message(math.nan, 512) is not None
-
-
-def test_no_message_for_healthy_embeddings() -> None:
-    assert collapse_message(embedding_std(normal(300, 512).relu()), 512) is None
-    assert collapse_message(COLLAPSED, 512) is None
+def test_rank_of_wide_embeddings_is_that_of_their_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = normal(60, 50) @ torch.diag(torch.logspace(0, -2, 50))
+    monkeypatch.setattr(spectrum, "WIDE", 20)
+    s = np.linalg.svd(z[:20].double().numpy(), compute_uv=False)
+    share = s / s.sum()
+    assert embedding_rank(z) == pytest.approx(float(np.exp(-(share * np.log(share)).sum())), rel=1e-6)
 
 
 def shared() -> torch.Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ssl_ray.data.source import DatasetInfo
 from ssl_ray.errors import UserError
 from ssl_ray.evaluation import images
+from ssl_ray.evaluation.alarm import collapses
 from ssl_ray.evaluation.knn import knn_accuracy
 from ssl_ray.evaluation.online import OnlineEvaluation
 from ssl_ray.models.backbones.resnet import ResNet
@@ -137,7 +138,8 @@ def test_leaves_the_run_as_it_was() -> None:
         assert torch.equal(value, state[name]), name
     assert not any(parameter.grad is not None for parameter in algorithm.parameters())
     assert not algorithm.backbone._forward_hooks
-    assert set(metrics) == {"val/knn_top1", "embedding/std", "embedding/rankme", "projection/std"}
+    projection = {"projection/std", "projection/rankme"}
+    assert set(metrics) == {"val/knn_top1", "embedding/std", "embedding/rankme"} | projection
 
 
 def test_restores_the_mode_after_an_error() -> None:
@@ -196,15 +198,16 @@ def test_images_that_do_not_fit_are_decoded_again(monkeypatch: pytest.MonkeyPatc
     assert again.run(Columns()) == kept
 
 
-def test_warns_when_the_projection_collapses() -> None:
+def test_alarms_when_the_projection_collapses() -> None:
     algorithm, online_evaluation = Projected(), evaluation()
-    online_evaluation.run(algorithm)
-    assert online_evaluation.warning is None
+    healthy = {"step": 10} | online_evaluation.run(algorithm)
+    assert collapses([healthy]) == []
     nn.init.constant_(
         algorithm.neck.fc.bias, 1e4
     )  # one point, whatever the image; the features are as before
-    online_evaluation.run(algorithm)
-    assert "collapse" in online_evaluation.warning
+    (alarm,) = collapses([healthy, {"step": 20} | online_evaluation.run(algorithm)])
+    assert (alarm.kind, alarm.since, alarm.healthy) == ("complete", 20, 10)
+    assert "projection/std" in str(alarm)
 
 
 def test_projects_where_embed_goes_around_the_backbone() -> None:

@@ -113,6 +113,10 @@ class DeepCluster(BaseModel):
             distributed.broadcast(parameter.data)  # ranks draw different numbers
         return list(self.head.parameters())
 
+    def cluster_sizes(self) -> Tensor:
+        """Images in each cluster, as last clustered."""
+        return torch.bincount(self.labels, minlength=self.head.num_classes)
+
     def extract_feat(self, views: Views) -> tuple[Tensor, ...]:
         """The backbone's maps of view 0."""
         maps: tuple[Tensor, ...] = self.backbone(views[0])

@@ -1,5 +1,8 @@
 """DenseCL (Wang et al. 2021, arXiv 2011.09157)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -73,6 +76,11 @@ class DenseCL(BaseModel):
         self.start_iters = start_iters
         self.shuffle_bn = shuffle_bn
         self.split_bn = split_bn
+
+    @property
+    def projector(self) -> Callable[[Any], Tensor]:
+        """The image's projection, of the neck's two."""
+        return lambda maps: self.neck(maps).image
 
     def extract_feat(self, views: Views) -> tuple[Tensor, ...]:
         """The backbone's maps of view 0."""

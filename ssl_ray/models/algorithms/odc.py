@@ -100,6 +100,10 @@ class ODC(BaseModel):
         self.memory.dissolve_small_clusters()  # an empty one among them
         self._reweight()
 
+    def cluster_sizes(self) -> Tensor:
+        """Images in each cluster, as the memory has them now."""
+        return self.memory.sizes
+
     def extract_feat(self, views: Views) -> tuple[Tensor, ...]:
         """The backbone's maps of view 0."""
         maps: tuple[Tensor, ...] = self.backbone(views[0])

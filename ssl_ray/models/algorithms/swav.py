@@ -1,5 +1,8 @@
 """SwAV (Caron et al. 2020, arXiv 2006.09882)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -78,6 +81,16 @@ class SwAV(BaseModel):
         """Embedding (B, D): the projection of view 0, of unit length."""
         embedding: Tensor = self.neck([self.backbone(views[0])])
         return embedding
+
+    @property
+    def projector(self) -> Callable[[Any], Tensor]:
+        """The neck, which takes a list with the output for each size of crop."""
+        return lambda maps: self.neck([maps])
+
+    def assign(self, projections: Tensor) -> Tensor:
+        """How many fall to each prototype, the nearest."""
+        nearest = self.head.scores(projections).argmax(1)
+        return torch.bincount(nearest, minlength=self.head.prototypes.out_features)
 
     def before_step(self, progress: Progress) -> None:
         """Projects the prototypes to unit length, and takes their gradient away while they are frozen."""

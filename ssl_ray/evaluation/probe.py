@@ -1,0 +1,96 @@
+"""A linear probe of frozen features: what a linear classifier can read from them.
+
+It is fitted anew at each evaluation and thrown away. So it has no state that a checkpoint would have to hold, and
+nothing leads from its labels to the backbone: features arrive as numbers without a graph.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_ray import distributed
+from ssl_ray.errors import UserError
+from ssl_ray.evaluation.spectrum import float64
+
+_CHUNK_ELEMENTS = 2**25  # logits held at a time (256 MiB)
+
+
+def linear_accuracy(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    labels: Tensor,
+    *,
+    penalty: float = 1e-3,
+    iterations: int = 100,
+) -> float:
+    """Share of queries that a classifier fitted to the bank gets right, in 0..1; the same on any number of ranks.
+
+    Multinomial logistic regression on features of mean 0 and variance 1 (those of the bank): the mean cross-entropy
+    plus penalty / 2 |W|^2, by L-BFGS in float64, for at most so many iterations. Features that do not vary say
+    nothing. Each rank passes its own rows. bank: (n, D), queries: (m, D), labels int64, not negative. A query of a
+    class that the bank does not hold counts as wrong.
+
+    Raises UserError when there is nothing to fit or to judge.
+    """
+    bank, queries = float64(bank.detach()), float64(queries.detach())
+    bank_labels, labels = bank_labels.to(bank.device), labels.to(bank.device)
+    counts = distributed.sum_(torch.tensor([len(bank), len(queries)], device=bank.device))
+    if not counts.all():
+        raise UserError(
+            f"evaluation: a probe of {int(counts[0])} images judged by {int(counts[1])}; hold some out, or evaluate "
+            "without labels"
+        )
+    mean = distributed.sum_(bank.sum(dim=0)) / counts[0]
+    std = (distributed.sum_((bank - mean).square().sum(dim=0)) / counts[0]).sqrt()
+    scale = torch.where(std > 1e-6 * std.max(), 1 / std, torch.zeros_like(std)).nan_to_num(posinf=0)
+    bank, queries = (bank - mean) * scale, (queries - mean) * scale
+    classes = _num_classes(bank_labels)
+    weight, bias = _fit(bank, bank_labels, classes, penalty, iterations)
+    predicted = [(part @ weight.T + bias).argmax(dim=1) for part in _chunks(queries, classes)]
+    correct = distributed.sum_((torch.cat(predicted) == labels).sum())
+    return int(correct) / int(counts[1])
+
+
+def _num_classes(labels: Tensor) -> int:
+    """One more than the largest label of all ranks."""
+    mine = labels.max() if len(labels) else labels.new_tensor(-1)
+    return int(distributed.gather(mine[None]).max()) + 1
+
+
+def _fit(
+    rows: Tensor, labels: Tensor, classes: int, penalty: float, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Weight (classes, D) and bias (classes,); every rank computes the same from the sums over all."""
+    parameters = rows.new_zeros(classes, rows.shape[1] + 1, requires_grad=True)
+    count = distributed.sum_(torch.tensor(len(rows), device=rows.device))
+    optimizer = torch.optim.LBFGS(
+        [parameters], max_iter=iterations, tolerance_grad=1e-6, history_size=10, line_search_fn="strong_wolfe"
+    )
+
+    def loss_and_gradient() -> Tensor:
+        gradient = torch.zeros_like(parameters)
+        loss = rows.new_zeros(())
+        weight, bias = parameters.detach()[:, :-1], parameters.detach()[:, -1]
+        for part, target in zip(_chunks(rows, classes), _chunks(labels, classes), strict=True):
+            log_p = F.log_softmax(part @ weight.T + bias, dim=1)
+            loss += F.nll_loss(log_p, target, reduction="sum")
+            error = log_p.exp() - F.one_hot(target, classes)
+            gradient[:, :-1] += error.T @ part
+            gradient[:, -1] += error.sum(dim=0)
+        distributed.sum_(loss)
+        distributed.sum_(gradient)
+        gradient /= count
+        gradient[:, :-1] += penalty * weight
+        parameters.grad = gradient
+        return loss / count + penalty / 2 * weight.square().sum()
+
+    with torch.no_grad():
+        optimizer.step(loss_and_gradient)  # type: ignore[no-untyped-call]
+    fitted = parameters.detach()
+    return fitted[:, :-1], fitted[:, -1]
+
+
+def _chunks(rows: Tensor, classes: int) -> tuple[Tensor, ...]:
+    """Rows, or their labels, in pieces whose logits fit."""
+    return torch.split(rows, max(1, _CHUNK_ELEMENTS // classes))
