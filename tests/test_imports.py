@@ -38,6 +38,7 @@ PLACES = {
     "mlflow": ("tracking/",),
     "typer": ("cli/",),
     "rich": ("console.py",),
+    "jinja2": ("trained/report/",),
     "matplotlib": ("training/artifacts.py", "evaluation/"),
 }
 # Within training Ray is the business of these alone; optimisers, schedules and checkpoints are plain torch.

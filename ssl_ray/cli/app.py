@@ -15,6 +15,7 @@ from ssl_ray.cli.export import export_backbone
 from ssl_ray.cli.import_ import import_checkpoint
 from ssl_ray.cli.list_ import list_recipes
 from ssl_ray.cli.pretrain import pretrain
+from ssl_ray.cli.report import report
 from ssl_ray.cli.runs import app as runs
 from ssl_ray.cli.show import show
 
@@ -53,6 +54,7 @@ app.command()(pretrain)
 app.add_typer(data, name="data")
 app.command("list")(list_recipes)
 app.command()(show)
+app.command()(report)
 app.add_typer(runs, name="runs")
 app.command("import")(import_checkpoint)
 app.command("export")(export_backbone)

@@ -26,22 +26,30 @@ def preview_grid(
     largest = max(pipeline.sizes)
     scale = -(-_SMALLEST_CELL // largest)
     cell = largest * scale
-    names = [f"view_{i}" for i in range(len(pipeline.sizes))]
-    out = {name: np.zeros((1, *c.shape), c.dtype) for name, c in pipeline.columns.items()}
+    views = len(pipeline.sizes)
     step = cell + _GAP
-    grid = np.full((len(images) * step + _GAP, (1 + epochs * len(names)) * step + _GAP, 3), _PAPER, np.uint8)
+    grid = np.full((len(images) * step + _GAP, (1 + epochs * views) * step + _GAP, 3), _PAPER, np.uint8)
     for row, image in enumerate(images):
         pictures = [_fit(image, cell)]
         for epoch in range(epochs):
-            pipeline.write_image(image, seed=seed, epoch=epoch, index=row, out=out, row=0)
-            if "mask" in out:
-                _fade(out["view_0"][0], out["mask"][0])
-            pictures += [out[name][0].repeat(scale, axis=0).repeat(scale, axis=1) for name in names]
+            seen = views_of(pipeline, image, seed=seed, epoch=epoch, index=row)
+            pictures += [view.repeat(scale, axis=0).repeat(scale, axis=1) for view in seen]
         for column, picture in enumerate(pictures):
             top = _GAP + row * step + (cell - picture.shape[0]) // 2
             left = _GAP + column * step + (cell - picture.shape[1]) // 2
             grid[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return grid
+
+
+def views_of(
+    pipeline: ViewPipeline, image: np.ndarray, *, seed: int = 0, epoch: int = 0, index: int = 0
+) -> list[np.ndarray]:
+    """The views of a decoded image, (S, S, 3) uint8 RGB each; what a column `mask` hides is faded in the first."""
+    out = {name: np.zeros((1, *c.shape), c.dtype) for name, c in pipeline.columns.items()}
+    pipeline.write_image(image, seed=seed, epoch=epoch, index=index, out=out, row=0)
+    if "mask" in out:
+        _fade(out["view_0"][0], out["mask"][0])
+    return [out[f"view_{i}"][0] for i in range(len(pipeline.sizes))]
 
 
 def _fade(view: np.ndarray, mask: np.ndarray) -> None:

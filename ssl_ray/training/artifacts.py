@@ -1,7 +1,6 @@
 """What a run leaves in MLflow beside its metrics: recipe, preview of the views, loss curve, backbone."""
 
 import json
-import tempfile
 from typing import TYPE_CHECKING
 
 from ssl_ray.data.pick import some_images
@@ -60,13 +59,9 @@ def log_backbone(tracker: AnyTracker, recipe: Recipe, checkpoint_uri: str) -> No
     import torch
 
     from ssl_ray.models.encoder import Encoder
-    from ssl_ray.training import checkpoint
-    from ssl_ray.training.trained import local_copy
+    from ssl_ray.training.trained import load_algorithm
 
-    with tempfile.TemporaryDirectory() as directory:
-        algorithm = recipe.algorithm.build()
-        state = checkpoint.load(local_copy(checkpoint_uri, directory))
-        algorithm.load_state_dict(state["algorithm"])
+    algorithm, step = load_algorithm(recipe, checkpoint_uri)
     side = recipe.views.build().eval_size
     encoder = Encoder(algorithm.backbone, algorithm.data_preprocessor)
-    tracker.log_model(encoder, torch.zeros(2, 3, side, side), "backbone", step=state["next_step"])
+    tracker.log_model(encoder, torch.zeros(2, 3, side, side), "backbone", step=step)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ssl_ray.errors import UserError
 from ssl_ray.interop.backbone_file import TrainedBackbone, read_backbone
+from ssl_ray.models.base import BaseModel
 from ssl_ray.models.preprocessing import DataPreprocessor
 from ssl_ray.recipe import Recipe
 from ssl_ray.training import checkpoint
@@ -40,6 +41,15 @@ def load_trained(source: str, storage: str) -> TrainedBackbone:
         raise UserError(f"{source}: the run has no checkpoint yet; let it reach its first one")
     with tempfile.TemporaryDirectory() as directory:
         return _from_checkpoint(local_copy(newest, directory), newest)
+
+
+def load_algorithm(recipe: Recipe, checkpoint_uri: str) -> tuple[BaseModel, int]:
+    """A run's algorithm, heads and memories with it, as the checkpoint has it; and how many steps it was trained."""
+    algorithm: BaseModel = recipe.algorithm.build()
+    with tempfile.TemporaryDirectory() as directory:
+        state = checkpoint.load(local_copy(checkpoint_uri, directory))
+    algorithm.load_state_dict(state["algorithm"])
+    return algorithm, state["next_step"]
 
 
 def local_copy(uri: str, directory: str) -> Path:
