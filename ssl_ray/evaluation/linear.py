@@ -6,7 +6,8 @@ then the chosen classifier is trained on all of them.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +49,7 @@ PUBLISHED = {
     # batches of 16,384; smaller here where there are fewer rows.
     "mae": SgdSettings((0.03, 0.1, 0.3, 1.0, 3.0, 10.0), 90, 16384, batch_norm=True, lars=True, warmup=10),
 }
+_SHARED_PRODUCTS = 2**25  # multiplications from which on several threads take part: some milliseconds of one
 _LEAST_STEPS = 16  # of an epoch; a batch is no larger than that allows
 
 
@@ -139,27 +141,28 @@ def train(
     momenta = [torch.zeros_like(weight), torch.zeros_like(bias)]
     mean, variance = torch.zeros(width, device=device), torch.ones(width, device=device)
     features, labels = features.to(device), labels.to(device)
-    for epoch in range(settings.epochs):
-        order = torch.randperm(count, generator=generator).to(device)
-        for step in range(steps):
-            rows = order[step * batch : (step + 1) * batch]
-            x, y = features[rows].float(), labels[rows]
-            if settings.batch_norm:
-                x = F.batch_norm(x, mean, variance, training=True, momentum=0.1, eps=1e-6)
-            # The gradient of the mean cross entropy, by hand: one product for all classifiers.
-            error = (x @ weight + bias).softmax(dim=2)  # (G, B, K)
-            error[:, torch.arange(len(y), device=device), y] -= 1
-            error /= len(y)
-            gradients = [x.T @ error, error.sum(dim=1, keepdim=True)]
-            gradients[0] += settings.weight_decay * weight
-            if settings.lars:
-                gradients[0] *= _trust(weight, gradients[0])
-            rate = (rates * factor(settings, epoch + step / steps)).view(-1, 1, 1)
-            for parameter, gradient, momentum in zip((weight, bias), gradients, momenta, strict=True):
-                momentum.mul_(0.9).add_(gradient)
-                parameter -= rate * (gradient + 0.9 * momentum if settings.nesterov else momentum)
-        if on_progress:
-            on_progress(epoch + 1)
+    with enough_threads(batch * width * classes * len(lrs)):
+        for epoch in range(settings.epochs):
+            order = torch.randperm(count, generator=generator).to(device)
+            for step in range(steps):
+                rows = order[step * batch : (step + 1) * batch]
+                x, y = features[rows].float(), labels[rows]
+                if settings.batch_norm:
+                    x = F.batch_norm(x, mean, variance, training=True, momentum=0.1, eps=1e-6)
+                # The gradient of the mean cross entropy, by hand: one product for all classifiers.
+                error = (x @ weight + bias).softmax(dim=2)  # (G, B, K)
+                error[:, torch.arange(len(y), device=device), y] -= 1
+                error /= len(y)
+                gradients = [x.T @ error, error.sum(dim=1, keepdim=True)]
+                gradients[0] += settings.weight_decay * weight
+                if settings.lars:
+                    gradients[0] *= _trust(weight, gradients[0])
+                rate = (rates * factor(settings, epoch + step / steps)).view(-1, 1, 1)
+                for parameter, gradient, momentum in zip((weight, bias), gradients, momenta, strict=True):
+                    momentum.mul_(0.9).add_(gradient)
+                    parameter -= rate * (gradient + 0.9 * momentum if settings.nesterov else momentum)
+            if on_progress:
+                on_progress(epoch + 1)
     scale = (variance + 1e-6).rsqrt() if settings.batch_norm else torch.ones_like(variance)
     return [Probe(mean, scale, w, b[0]) for w, b in zip(weight, bias, strict=True)]
 
@@ -245,9 +248,25 @@ def logistic(
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    with torch.enable_grad():
+    with torch.enable_grad(), enough_threads(x.shape[0] * x.shape[1] * classes):
         optimizer.step(loss)  # type: ignore[no-untyped-call]
     return Probe(shift, scale, weight.detach(), bias.detach())
+
+
+@contextmanager
+def enough_threads(products: int) -> Iterator[None]:
+    """One thread for the body, if a matrix product of its is too small to be shared out.
+
+    Threads that wait for each other thousands of times a second cost more than they bring, and on a busy machine ten
+    times as much.
+    """
+    before = torch.get_num_threads()
+    if products < _SHARED_PRODUCTS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def standardise(features: Tensor) -> tuple[Tensor, Tensor]:
