@@ -97,7 +97,10 @@ class Case:
         if not self._connected:
             record = self.subject.folder.record() if self.subject.folder else {}
             cluster.connect(
-                self.means.address, verbose=self.means.verbose, python_path=record.get("python_path", ())
+                self.means.address,
+                verbose=self.means.verbose,
+                python_path=record.get("python_path", ()),
+                actor_pool=True,
             )
             self._connected = True
 

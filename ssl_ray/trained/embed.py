@@ -294,7 +294,9 @@ def _run(
         part = None if all_labels is None else all_labels[row["start"] : row["stop"]].tolist()
         rows.append({**row, "labels": part})
     record = subject.folder.record() if subject.folder else {}
-    cluster.connect(means.address, verbose=means.verbose, python_path=record.get("python_path", ()))
+    cluster.connect(
+        means.address, verbose=means.verbose, python_path=record.get("python_path", ()), actor_pool=True
+    )
     try:
         pool = fit_pool(means.actors, means.gpus_per_actor, len(left))
         so_far = total - sum(row["stop"] - row["start"] for row in left)
