@@ -94,6 +94,19 @@ def test_resolving_is_complete_and_settles(name: str, info: DatasetInfo) -> None
         ({"optimization.milestones": []}, r"schedule 'step' needs milestones"),
         ({"optimization.schedule": "cosine"}, r"milestones \[3, 6\] with optimization\.schedule 'cosine'"),
         ({"evaluation.k": 1001}, r"evaluation\.k 1001 is more than the 1000 images"),
+        (
+            {"evaluation.on_collapse": "stop", "evaluation.every_epochs": None},
+            "without evaluations no collapse",
+        ),
+        (
+            {
+                "evaluation.on_collapse": "stop",
+                "evaluation.std": False,
+                "evaluation.rankme": False,
+                "evaluation.clusters": False,
+            },
+            "nothing can raise the alarm",
+        ),
         ({"evaluation.max_samples": 10}, r"evaluation\.k 20 is more than the 10 images"),
         ({"algorithm.memory": Spec(Clusters)}, r"algorithm\.memory: Clusters needs num_clusters"),
     ],

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -6,15 +7,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_ray.data.pipeline import ViewPipeline, make_batch
 from ssl_ray.data.source import DatasetInfo
+from ssl_ray.data.views import moco_v2_views
 from ssl_ray.errors import UserError
 from ssl_ray.evaluation import images
 from ssl_ray.evaluation.alarm import collapses
+from ssl_ray.evaluation.clusters import cluster_metrics
 from ssl_ray.evaluation.knn import knn_accuracy
+from ssl_ray.evaluation.lidar import lidar
 from ssl_ray.evaluation.online import OnlineEvaluation
+from ssl_ray.evaluation.sphere import alignment
+from ssl_ray.models.algorithms.swav import SwAV
 from ssl_ray.models.backbones.resnet import ResNet
 from ssl_ray.models.base import BaseModel
-from ssl_ray.models.necks import LinearNeck
+from ssl_ray.models.heads import SwAVHead
+from ssl_ray.models.necks import LinearNeck, SwAVNeck
+from ssl_ray.recipe import Evaluation
 from tests.evaluation.ranks import on_ranks
 
 SIZE = 12
@@ -79,7 +88,36 @@ class Projected(BaseModel):
         super().__init__(ResNet(depth=18, width=4, stem="small"), LinearNeck(32, 16))
 
 
-def evaluation(train: Memory | None = None, val: Memory | None = None, **options: int) -> OnlineEvaluation:
+class Prototyped(SwAV):
+    """A ResNet with a projector and prototypes."""
+
+    def __init__(self) -> None:
+        super().__init__(ResNet(depth=18, width=4, stem="small"), SwAVNeck(32, 16, 8), SwAVHead(8, 6))
+
+
+EVERY: dict[str, Any] = {
+    "monitors": (
+        *("std", "rankme", "alpha_req", "uniformity", "alignment", "lidar", "clusters"),
+        *("knn", "linear_probe"),
+    ),
+    "views": moco_v2_views(SIZE, min_scale=0.5),
+    "view_images": 40,
+    "lidar_views": 4,
+}
+OF = {
+    "std": {"embedding/std", "projection/std"},
+    "rankme": {"embedding/rankme", "projection/rankme"},
+    "alpha_req": {"embedding/alpha_req"},
+    "uniformity": {"embedding/uniformity"},
+    "alignment": {"embedding/alignment"},
+    "lidar": {"embedding/lidar"},
+    "clusters": {"clusters/occupancy", "clusters/perplexity", "clusters/largest"},
+    "knn": {"val/knn_top1"},
+    "linear_probe": {"val/linear_top1"},
+}
+
+
+def evaluation(train: Memory | None = None, val: Memory | None = None, **options: Any) -> OnlineEvaluation:
     return OnlineEvaluation(
         train or source(200, 0), val or source(60, 1), size=SIZE, k=5, batch_size=64, **options
     )
@@ -97,6 +135,42 @@ def test_equals_knn_of_the_features_themselves() -> None:
     assert metrics["val/knn_top1"] == pytest.approx(expected)
     assert 0.5 < expected <= 1
     assert set(metrics) == {"val/knn_top1", "embedding/std", "embedding/rankme"}
+
+
+def test_every_monitor_has_a_flag_of_its_own() -> None:
+    algorithm = Prototyped()
+    together = evaluation(**EVERY).run(algorithm)
+    assert set(together) == set().union(*OF.values())
+    for name, metrics in OF.items():
+        alone = evaluation(**EVERY | {"monitors": (name,)}).run(algorithm)
+        assert set(alone) == metrics
+        assert alone == pytest.approx({key: together[key] for key in metrics})
+    assert Evaluation(alignment=True, lidar=True).monitors == OF.keys()
+
+
+def test_alignment_and_lidar_see_the_views_that_the_pipeline_draws() -> None:
+    val = source(30, 1)
+    pipeline: ViewPipeline = EVERY["views"]
+    # The four views of an image that a pipeline of four such views makes.
+    columns, _ = make_batch(ViewPipeline(pipeline.views[:1] * 4), val.blobs, np.arange(30), 0, 0)
+    z = torch.stack(
+        [Columns().embed([torch.from_numpy(columns[f"view_{i}"]).permute(0, 3, 1, 2)]) for i in range(4)], 1
+    )
+    metrics = evaluation(val=val, **EVERY).run(Columns())
+    assert metrics["embedding/lidar"] == pytest.approx(lidar(z), rel=1e-6)
+    assert metrics["embedding/alignment"] == pytest.approx(alignment(z[:, :2]), rel=1e-6)
+    assert metrics["embedding/alignment"] > 0.001
+
+
+def test_an_algorithm_that_remembers_clusters_is_asked_for_them() -> None:
+    class Remembering(Columns):
+        def cluster_sizes(self) -> Tensor:
+            return torch.tensor([3, 0, 0, 9])
+
+    online_evaluation = evaluation(monitors=("clusters",))
+    metrics = online_evaluation.run(Remembering())
+    assert metrics == cluster_metrics(torch.tensor([3, 0, 0, 9]))
+    assert online_evaluation.run(Remembering(), trained=False) == {}, "no image has a cluster yet"
 
 
 def test_raw_pixels() -> None:
@@ -237,7 +311,9 @@ def run_on(rank: int, world_size: int) -> dict[str, float]:
     torch.manual_seed(0)
     train = source(201, 0)
     train.blobs[5] = b"broken"  # ranks hold unequal numbers
-    return evaluation(train=train).run(Projected())
+    val = source(61, 1)
+    val.blobs[3] = b"broken"
+    return evaluation(train, val, **EVERY).run(Prototyped())
 
 
 @pytest.mark.slow
@@ -245,7 +321,8 @@ def test_two_processes_equal_one() -> None:
     alone = run_on(0, 1)
     for metrics in on_ranks(2, run_on):
         assert metrics == pytest.approx(alone, rel=1e-4)
-        assert metrics["val/knn_top1"] == alone["val/knn_top1"]
+        for exact in ("val/knn_top1", "val/linear_top1", "clusters/occupancy", "clusters/largest"):
+            assert metrics[exact] == alone[exact]
 
 
 @pytest.mark.slow
@@ -256,4 +333,4 @@ def test_more_ranks_than_images() -> None:
 
 def few_images(rank: int, world_size: int) -> dict[str, float]:
     torch.manual_seed(0)
-    return evaluation(val=source(2, 1)).run(Projected())
+    return evaluation(val=source(2, 1), **EVERY).run(Prototyped())
