@@ -78,6 +78,7 @@ def page(reports: Sequence[Reported]) -> str:
         recipe=_sections(_settings(reports)),
         learned=learned,
         fast=fast,
+        spread=any(c.metric.endswith("/std") for c in learned),
         pictured=parts,
         sections=sections,
         sheets=sheets,
@@ -101,7 +102,11 @@ def _run(report: Reported, sheets: dict[str, Any]) -> dict[str, Any]:
         same = [name for name, sheet in sheets.items() if sheet == seen.thumbnails]
         sheet_id = same[0] if same else f"sheet{len(sheets)}"
         sheets[sheet_id] = seen.thumbnails
-    line = [run.algorithm, f"on {run.data}" if run.data else "", when(run.start) or ""]
+    line = [
+        run.algorithm,
+        f"on {run.data}" if run.data else "",
+        (when(run.start) or "").replace(" ", "\u00a0"),
+    ]
     return {
         "name": run.name,
         "status": run.status,
