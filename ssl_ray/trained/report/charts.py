@@ -11,7 +11,7 @@ from ssl_ray.tracking import Point
 # Of a chart, in units of its viewBox: about pixels.
 WIDTH, HEIGHT = 380, 196
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 10, 24
-_POINTS = 240  # drawn of one curve
+_POINTS = 240  # drawn of one curve, where there are few runs
 _NOISY = 40  # points above which a noisy curve gets a smooth one
 _NOISE = 1.5  # a curve is noisy if it goes so much farther up and down than its running mean
 _WINDOW = 15  # smoothing: about one part in so many of the curve
@@ -76,6 +76,7 @@ def charts(runs: Sequence[tuple[str, Mapping[str, Sequence[Point]]]]) -> tuple[l
     first = [n for n in _FIRST if n in names]
     ordered = first + sorted(names - set(first), key=lambda n: (not n.startswith("val/"), n))
     drawn = []
+    count = max(60, min(_POINTS, 3 * _POINTS // max(1, len(runs))))
     for metric in ordered:
         curves = [
             Curve(i, name, metrics[metric]) for i, (name, metrics) in enumerate(runs) if metrics.get(metric)
@@ -85,13 +86,15 @@ def charts(runs: Sequence[tuple[str, Mapping[str, Sequence[Point]]]]) -> tuple[l
         # Runs on several data sets have a line each, which one line cannot say.
         rule = (values[0], label) if values and max(values) == min(values) else None
         if any(len(c.points) > 1 for c in curves):
-            drawn.append(chart(metric, curves, rule))
+            drawn.append(chart(metric, curves, rule, count))
     fast = [c for c in drawn if c.metric.startswith(THROUGHPUT)]
     return [c for c in drawn if c not in fast], fast
 
 
-def chart(metric: str, curves: Sequence[Curve], rule: tuple[float, str] | None = None) -> Chart:
-    """One chart of a metric. rule: a value to draw across all of it, and what it is."""
+def chart(
+    metric: str, curves: Sequence[Curve], rule: tuple[float, str] | None = None, count: int = _POINTS
+) -> Chart:
+    """One chart of a metric. rule: a value to draw across all of it, and what it is. count: points of a curve."""
     share = metric.endswith(_SHARES)
     finite = [[p for p in c.points if math.isfinite(p.value)] for c in curves]
     shown = [p.value for points in finite for p in points] + ([rule[0]] if rule else [])
@@ -106,18 +109,18 @@ def chart(metric: str, curves: Sequence[Curve], rule: tuple[float, str] | None =
     data = []
     notes = []
     for c, points in zip(curves, finite, strict=True):
-        pieces = [thinned(piece, _POINTS) for piece in _pieces(c.points)]
+        pieces = [thinned(piece, count) for piece in _pieces(c.points)]
         line = "".join(_path(piece, x, y) for piece in pieces)
         noisy = len(points) > _NOISY and _way(points) > _NOISE * _way(smoothed(points))
         paths.append((c.run, "raw" if noisy else "line", line))
         if noisy:
-            smooth = thinned(smoothed(points), _POINTS)
+            smooth = thinned(smoothed(points), count)
             paths.append((c.run, "line", _path(smooth, x, y)))
         if len(points) <= 12:
             dots += [(c.run, round(x(p.step), 1), round(y(p.value), 1)) for p in points]
         if missing := len(c.points) - len(points):
             notes.append(f"{c.name}: {missing} values are not finite")
-        kept = thinned(points, _POINTS)
+        kept = thinned(points, count)
         data.append(
             {
                 "run": c.run,
