@@ -11,17 +11,18 @@ from ssl_ray.tracking import Point
 # Of a chart, in units of its viewBox: about pixels.
 WIDTH, HEIGHT = 380, 196
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 10, 24
-_POINTS = 240  # drawn of one curve
+_POINTS = 240  # drawn of one curve, where there are few runs
 _NOISY = 40  # points above which a noisy curve gets a smooth one
+_NOISE = 1.5  # a curve is noisy if it goes so much farther up and down than its running mean
 _WINDOW = 15  # smoothing: about one part in so many of the curve
 
 _TITLES = {
     "train/loss": "Training loss",
     "val/knn_top1": "kNN accuracy on held-out images",
     "train/lr": "Learning rate",
-    "embedding/std": "Spread of the features (1 = isotropic, 0 = collapsed)",
+    "embedding/std": "Spread of the features",
     "embedding/rankme": "Effective rank of the features (RankMe)",
-    "projection/std": "Spread of the projections (1 = isotropic, 0 = collapsed)",
+    "projection/std": "Spread of the projections",
     "perf/images_per_second": "Images per second",
     "perf/step_time": "Seconds per step",
     "perf/data_wait": "Share of step time spent waiting for data",
@@ -48,8 +49,8 @@ class Curve:
 class Chart:
     """A chart ready for the page.
 
-    last: for each curve (run, name, its last value as text). notes: what the curves cannot show. data: for the script:
-    the curves' numbers, and how the axes map them to the viewBox.
+    last: for each curve (run, name, its last value as text). rule: y, label, and the end at which it stands. notes:
+    what the curves cannot show. data: for the script: the curves' numbers, and how the axes map them to the viewBox.
     """
 
     metric: str
@@ -59,7 +60,7 @@ class Chart:
     ticks_y: Sequence[tuple[float, str]]
     paths: Sequence[tuple[int, str, str]]
     dots: Sequence[tuple[int, float, float]]
-    rule: tuple[float, str] | None
+    rule: tuple[float, str, str] | None
     notes: Sequence[str]
     data: Mapping[str, Any]
     box: Mapping[str, float]
@@ -75,6 +76,7 @@ def charts(runs: Sequence[tuple[str, Mapping[str, Sequence[Point]]]]) -> tuple[l
     first = [n for n in _FIRST if n in names]
     ordered = first + sorted(names - set(first), key=lambda n: (not n.startswith("val/"), n))
     drawn = []
+    count = max(60, min(_POINTS, 3 * _POINTS // max(1, len(runs))))
     for metric in ordered:
         curves = [
             Curve(i, name, metrics[metric]) for i, (name, metrics) in enumerate(runs) if metrics.get(metric)
@@ -84,19 +86,21 @@ def charts(runs: Sequence[tuple[str, Mapping[str, Sequence[Point]]]]) -> tuple[l
         # Runs on several data sets have a line each, which one line cannot say.
         rule = (values[0], label) if values and max(values) == min(values) else None
         if any(len(c.points) > 1 for c in curves):
-            drawn.append(chart(metric, curves, rule))
+            drawn.append(chart(metric, curves, rule, count))
     fast = [c for c in drawn if c.metric.startswith(THROUGHPUT)]
     return [c for c in drawn if c not in fast], fast
 
 
-def chart(metric: str, curves: Sequence[Curve], rule: tuple[float, str] | None = None) -> Chart:
-    """One chart of a metric. rule: a value to draw across all of it, and what it is."""
+def chart(
+    metric: str, curves: Sequence[Curve], rule: tuple[float, str] | None = None, count: int = _POINTS
+) -> Chart:
+    """One chart of a metric. rule: a value to draw across all of it, and what it is. count: points of a curve."""
     share = metric.endswith(_SHARES)
     finite = [[p for p in c.points if math.isfinite(p.value)] for c in curves]
     shown = [p.value for points in finite for p in points] + ([rule[0]] if rule else [])
     steps = [p.step for c in curves for p in c.points]
     low, high = _range(shown or [0.0])
-    first, last = min(steps), max(steps)
+    first, last = min(0, *steps), max(steps)
     x = _Axis(first, max(last, first + 1), _LEFT, WIDTH - _RIGHT)
     y = _Axis(low, high, HEIGHT - _BOTTOM, _TOP)
 
@@ -105,18 +109,18 @@ def chart(metric: str, curves: Sequence[Curve], rule: tuple[float, str] | None =
     data = []
     notes = []
     for c, points in zip(curves, finite, strict=True):
-        pieces = [thinned(piece, _POINTS) for piece in _pieces(c.points)]
+        pieces = [thinned(piece, count) for piece in _pieces(c.points)]
         line = "".join(_path(piece, x, y) for piece in pieces)
-        noisy = len(points) > _NOISY and _noise(points) > 0.3
+        noisy = len(points) > _NOISY and _way(points) > _NOISE * _way(smoothed(points))
         paths.append((c.run, "raw" if noisy else "line", line))
         if noisy:
-            smooth = thinned(smoothed(points), _POINTS)
+            smooth = thinned(smoothed(points), count)
             paths.append((c.run, "line", _path(smooth, x, y)))
         if len(points) <= 12:
             dots += [(c.run, round(x(p.step), 1), round(y(p.value), 1)) for p in points]
         if missing := len(c.points) - len(points):
             notes.append(f"{c.name}: {missing} values are not finite")
-        kept = thinned(points, _POINTS)
+        kept = thinned(points, count)
         data.append(
             {
                 "run": c.run,
@@ -129,13 +133,15 @@ def chart(metric: str, curves: Sequence[Curve], rule: tuple[float, str] | None =
     ticks_x = [(round(x(v), 1), label) for v, label in ticks(first, last, 5) if v == int(v)]
     return Chart(
         metric=metric,
-        title=_TITLES.get(metric, metric),
+        title=_TITLES.get(metric) or _words(metric),
         last=[(c.run, c.name, number(c.points[-1].value, share)) for c in curves],
         ticks_x=ticks_x,
         ticks_y=ticks_y,
         paths=paths,
         dots=dots,
-        rule=(round(y(rule[0]), 1), f"{rule[1]} {number(rule[0], share)}") if rule else None,
+        rule=(round(y(rule[0]), 1), f"{rule[1]} {number(rule[0], share)}", _side(rule[0], finite))
+        if rule
+        else None,
         notes=notes,
         data={"share": share, "x": [first, max(last, first + 1)], "curves": data},
         box={
@@ -147,6 +153,13 @@ def chart(metric: str, curves: Sequence[Curve], rule: tuple[float, str] | None =
             "bottom": HEIGHT - _BOTTOM,
         },
     )
+
+
+def _words(metric: str) -> str:
+    """A title for a metric that nobody gave one: "train/token_accuracy" -> "Token accuracy, train"."""
+    group, slash, name = metric.partition("/")
+    words = (name if slash else group).replace("_", " ")
+    return words[:1].upper() + words[1:] + (f", {group}" if slash else "")
 
 
 def thinned(points: Sequence[Point], count: int) -> Sequence[Point]:
@@ -242,8 +255,12 @@ def _path(points: Sequence[Point], x: _Axis, y: _Axis) -> str:
     return "M" + "L".join(f"{x(p.step):.1f} {y(p.value):.1f}" for p in points)
 
 
-def _noise(points: Sequence[Point]) -> float:
-    """How much of the way that a curve goes is back and forth: 0 for one that only rises or falls."""
-    values = [p.value for p in points]
-    way = sum(abs(b - a) for a, b in itertools.pairwise(values))
-    return 1 - (max(values) - min(values)) / way if way else 0.0
+def _way(points: Sequence[Point]) -> float:
+    """How far a curve goes up and down in all."""
+    return sum(abs(b.value - a.value) for a, b in itertools.pairwise(points))
+
+
+def _side(value: float, curves: Sequence[Sequence[Point]]) -> str:
+    """The end of a rule, as an SVG text-anchor, where the curves leave more room for its label."""
+    ends = [min((abs(c[i].value - value) for c in curves if c), default=0.0) for i in (0, -1)]
+    return "start" if ends[0] > ends[1] else "end"

@@ -159,9 +159,8 @@ def maps(features: Tensor) -> list[Map]:
 
 
 def _unit(xy: np.ndarray) -> Array:
-    """Both axes to 0..1, by one factor, in the middle."""
+    """Each axis to 0..1."""
     xy = np.asarray(xy, np.float64)
     low, high = xy.min(axis=0), xy.max(axis=0)
-    scaled = (xy - low) / max(float((high - low).max()), 1e-12)
-    unit: Array = scaled + (1 - scaled.max(axis=0)) / 2
+    unit: Array = (xy - low) / np.maximum(high - low, 1e-12)
     return unit

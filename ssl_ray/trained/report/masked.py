@@ -59,7 +59,7 @@ def _pixels(algorithm: BaseModel, view: Tensor, prediction: Reconstruction) -> M
     error = (drawn - original).abs()[hidden].mean() if hidden.any() else torch.zeros(())
     note = (
         f"{hidden.float().mean():.0%} of the pixels are hidden. Predictions for them are off by {error:.0f} of 255 "
-        "on average.".replace("%", " %")
+        "on average; visible patches are not trained for.".replace("%", " %")
     )
     if isinstance(algorithm, MAE) and algorithm.head.norm_pix:
         note += (

@@ -1,7 +1,6 @@
 // Values under the pointer, and one class of a map at a time. The page is complete without this.
 "use strict";
 const tip = document.getElementById("tip");
-const SVG = "http://www.w3.org/2000/svg";
 
 function show(event, rows) {
   tip.replaceChildren(...rows);
@@ -71,7 +70,7 @@ for (const chart of document.querySelectorAll(".chart")) {
 for (const map of document.querySelectorAll(".map")) {
   const svg = map.querySelector("svg"), ring = svg.querySelector(".ring");
   const { points, names } = JSON.parse(map.querySelector("script").textContent);
-  const { sheet, cell, columns } = map.dataset;
+  const { cell, columns } = map.dataset;
   svg.addEventListener("pointermove", (event) => {
     const [x, y] = at(svg, event);
     let best = -1, closest = 24 * 24;
@@ -83,10 +82,9 @@ for (const map of document.querySelectorAll(".map")) {
     ring.setAttribute("cx", 500 * points[best][0]);
     ring.setAttribute("cy", 500 * points[best][1]);
     ring.setAttribute("visibility", "visible");
-    const picture = document.createElementNS(SVG, "svg"), use = document.createElementNS(SVG, "use");
+    const picture = svg.querySelector(".thumb").cloneNode(true);
+    for (const name of ["class", "x", "y", "width", "height"]) picture.removeAttribute(name);
     picture.setAttribute("viewBox", `${(best % columns) * cell} ${Math.floor(best / columns) * cell} ${cell} ${cell}`);
-    use.setAttribute("href", "#" + sheet);
-    picture.append(use);
     show(event, names[best] ? [picture, element("b", names[best])] : [picture]);
   });
   svg.addEventListener("pointerleave", () => { tip.hidden = true; ring.setAttribute("visibility", "hidden"); });

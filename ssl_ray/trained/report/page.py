@@ -12,13 +12,15 @@ from markupsafe import Markup, escape
 from ssl_ray import __version__
 from ssl_ray.console import duration
 from ssl_ray.tracking import Point
-from ssl_ray.trained.report.charts import charts, number
+from ssl_ray.trained.report.charts import Chart, charts, number
 from ssl_ray.trained.report.gather import Subject
 from ssl_ray.trained.report.seen import Seen
 from ssl_ray.trained.runs import facts, lower_is_better, when
 
 KNN, RAW_PIXELS = "val/knn_top1", "baseline/raw_pixels_knn_top1"
 EVALUATIONS = "eval/"
+MOST_BYTES = 3_000_000
+_LEFT_OUT = "Some pictures are left out, to keep the page small."
 _PICTURED = (
     ("views", "Views as the network sees them"),
     ("masked", "Reconstructions"),
@@ -48,9 +50,25 @@ class Number:
 
 
 def page(reports: Sequence[Reported]) -> str:
-    """One HTML file that needs nothing else: styles, script and pictures are in it, and nothing in it is fetched."""
+    """One HTML file that needs nothing else: styles, script and pictures are in it, and nothing in it is fetched.
+
+    At most about `MOST_BYTES` long: pictures are left out of one that would be longer.
+    """
+    drawn = charts([(r.subject.run.name, r.curves) for r in reports])
+    html = _page(reports, *drawn)
+    while len(html) > MOST_BYTES:
+        thinned = [r for r in reports if r.seen.thin()]
+        if not thinned:
+            break
+        for r in thinned:
+            if _LEFT_OUT not in r.subject.notes:
+                r.subject.notes.append(_LEFT_OUT)
+        html = _page(reports, *drawn)
+    return html
+
+
+def _page(reports: Sequence[Reported], learned: Sequence[Chart], fast: Sequence[Chart]) -> str:
     many = len(reports) > 1
-    learned, fast = charts([(r.subject.run.name, r.curves) for r in reports])
     sheets: dict[str, Any] = {}
     runs = [_run(r, sheets) for r in reports]
     parts = [(part, name, "") for part, name in _PICTURED if any(run[part] for run in runs)]
@@ -78,6 +96,7 @@ def page(reports: Sequence[Reported]) -> str:
         recipe=_sections(_settings(reports)),
         learned=learned,
         fast=fast,
+        spread=any(c.metric.endswith("/std") for c in learned),
         pictured=parts,
         sections=sections,
         sheets=sheets,
@@ -101,7 +120,11 @@ def _run(report: Reported, sheets: dict[str, Any]) -> dict[str, Any]:
         same = [name for name, sheet in sheets.items() if sheet == seen.thumbnails]
         sheet_id = same[0] if same else f"sheet{len(sheets)}"
         sheets[sheet_id] = seen.thumbnails
-    line = [run.algorithm, f"on {run.data}" if run.data else "", when(run.start) or ""]
+    line = [
+        run.algorithm,
+        f"on {run.data}" if run.data else "",
+        (when(run.start) or "").replace(" ", "\u00a0"),
+    ]
     return {
         "name": run.name,
         "status": run.status,

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,19 @@ class Seen:
     thumbnails: Sheet | None = None
     names: Sequence[str] = ()
     legend: Sequence[tuple[int, str, int]] = ()
-    notes: list[str] = field(default_factory=list)
+
+    def thin(self) -> bool:
+        """Leaves out half of the rows of views, reconstructions and neighbours. Whether there was any."""
+        if not (self.views or self.masked or self.asked):
+            return False
+        self.views, self.masked = (_half(table) for table in (self.views, self.masked))
+        self.asked = self.asked[: len(self.asked) // 2]
+        return True
+
+
+def _half(table: Table | None) -> Table | None:
+    rows = table.rows[: len(table.rows) // 2] if table else []
+    return replace(table, rows=rows) if table and rows else None
 
 
 def look(subject: Subject, runs: int, images: int | None) -> Seen:
