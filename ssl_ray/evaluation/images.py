@@ -20,7 +20,7 @@ _KEEP_BYTES = (
     4 << 30
 )  # decoded images of one split stay in memory up to this size; more are decoded at each run
 _THREADS = min(8, os.cpu_count() or 1)
-_PIECE = 32  # images that a thread decodes at a time
+_PIECE = 32  # images that a thread decodes at a time, at most
 
 Indices = NDArray[np.int64]
 Decoded = Future[tuple[dict[str, np.ndarray], list[tuple[int, str]]]]
@@ -141,10 +141,11 @@ def decoded(
     columns: of the pipeline's, the views that are wanted. broken: gets path -> reason of images that cannot be decoded;
     they are left out of their batch. Views (b, 3, s, s) uint8, channels last in memory; index (b,) int64.
     """
+    piece = max(1, min(_PIECE, -(-len(chunks[0]) // threads)))  # work for every thread
 
     def start(chunk: Indices) -> list[Decoded]:
         blobs = source.read(chunk)
-        pieces = [slice(i, i + _PIECE) for i in range(0, max(1, len(chunk)), _PIECE)]
+        pieces = [slice(i, i + piece) for i in range(0, max(1, len(chunk)), piece)]
         return [pool.submit(make_batch, pipeline, blobs[p], chunk[p], 0, 0) for p in pieces]
 
     with ThreadPoolExecutor(threads) as pool:
@@ -154,15 +155,20 @@ def decoded(
             futures = under_way
             if following is not None:
                 under_way = start(following)
-            yield _collect(source, chunk, futures, columns, broken)
+            yield _collect(source, chunk, futures, piece, columns, broken)
 
 
 def _collect(
-    source: Source, chunk: Indices, futures: list[Decoded], columns: Sequence[str], broken: dict[str, str]
+    source: Source,
+    chunk: Indices,
+    futures: list[Decoded],
+    piece: int,
+    columns: Sequence[str],
+    broken: dict[str, str],
 ) -> Batch:
     whole = np.ones(len(chunk), bool)
     images: dict[str, list[np.ndarray]] = {name: [] for name in columns}
-    for first, future in zip(range(0, max(1, len(chunk)), _PIECE), futures, strict=True):
+    for first, future in zip(range(0, max(1, len(chunk)), piece), futures, strict=True):
         made, failures = future.result()
         for name, parts in images.items():
             parts.append(made[name])

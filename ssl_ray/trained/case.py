@@ -12,7 +12,6 @@ from torch import Tensor
 from ssl_ray.console import Console
 from ssl_ray.data.source import Dataset, Source
 from ssl_ray.data.sources.torchvision import cache_root
-from ssl_ray.errors import UserError
 from ssl_ray.evaluation.features import Broken, Extraction, Features, extract, read_cache, write_cache
 from ssl_ray.trained.subject import Subject
 from ssl_ray.training import cluster
@@ -25,7 +24,7 @@ class Means:
     address: str | None = None
     actors: int | None = None
     gpus_per_actor: float | None = None
-    batch_size: int = 256
+    batch_size: int | None = None
     cache: bool = True
     verbose: bool = False
 
@@ -86,11 +85,13 @@ class Case:
     @cached_property
     def val(self) -> Part:
         """What they are judged on, once."""
-        if self.dataset.val is None:
-            raise UserError(
-                "evaluate: the data has no held-out part; give --holdout, or data with a val split"
-            )
-        return self._part("val", self.dataset.val)
+        return self._part("val", self.held_out)
+
+    @property
+    def held_out(self) -> Source:
+        """The images of `val`."""
+        assert self.dataset.val is not None
+        return self.dataset.val
 
     def connect(self) -> None:
         """Joins or starts the cluster, once."""

@@ -1,4 +1,3 @@
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from ssl_ray.evaluation.features import (
     Features,
     Pool,
     extract,
+    fit_pool,
     read_cache,
     run_job,
     tasks,
@@ -188,4 +188,11 @@ def test_a_pool_of_actors(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) ->
         extract(job, actors=5)
     with pytest.raises(UserError, match="the cluster has 0"):
         extract(job, gpus_per_actor=1)
-    assert json.loads(json.dumps(found.broken))[0][0] == 10
+
+
+@pytest.mark.slow
+def test_what_actors_take(ray_cluster: None) -> None:
+    assert fit_pool(None, None, 100) == Pool(4, 1.0, 0.0)
+    assert fit_pool(None, None, 2) == Pool(2, 2.0, 0.0)  # no more actors than tasks
+    assert fit_pool(1, None, 100) == Pool(1, 4.0, 0.0)
+    assert fit_pool(3, 0, 100) == Pool(3, 1.0, 0.0)
