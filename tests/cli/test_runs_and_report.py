@@ -211,6 +211,14 @@ def test_compare_takes_two(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "name two runs or more" in refused(monkeypatch, capsys, "runs", "compare", "x")
 
 
+def test_an_option_before_the_verb(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in ("--json", "--limit=3"):
+        said = refused(monkeypatch, capsys, "runs", option, "list")
+        assert f"write `ssl-ray runs list {option.partition('=')[0]} ...`" in said
+
+
 def test_too_many_runs_for_one_page(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,7 +86,7 @@ def _page(reports: Sequence[Reported], learned: Sequence[Chart], fast: Sequence[
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"breakable": _breakable, "dotted": _dotted}
+    environment.filters |= {"breakable": _breakable, "dotted": _dotted, "together": _together}
     html: str = environment.from_string(_file("page.html")).render(
         title=" · ".join(r.subject.run.name for r in reports),
         many=many,
@@ -273,6 +273,11 @@ def _sections(
 def _breakable(path: str) -> Markup:
     """A dotted path that may be broken after its dots."""
     return Markup(".<wbr>").join(escape(part) for part in path.split("."))
+
+
+def _together(text: str) -> str:
+    """A text in which no line ends between a number and its percent sign."""
+    return text.replace(" %", "\u00a0%")
 
 
 def _dotted(points: Sequence[tuple[float, float, int]]) -> list[tuple[int, str]]:
