@@ -16,6 +16,7 @@ import pytest
 ON_TWO_CPUS = (
     "tests/cli/test_every_recipe.py",
     "tests/cli/test_pretrain.py",
+    "tests/cli/test_runs_and_report.py",
     "tests/faults/",
     "tests/test_readme.py",
     "tests/tracking/test_run_against_server.py",

@@ -90,4 +90,8 @@ def test_it_lists_and_trains(python: Path) -> None:
     out = installed(python, "pretrain", "mae", *tiny)
     assert "on fashion: " in out, "the embedded images are in the wheel"
     assert (python.parents[2] / "runs" / "r" / "recipe.json").exists()
+    installed(python, "report", "r", "--images=20")
+    assert "</script>" in (python.parents[2] / "runs" / "r" / "report.html").read_text(), (
+        "its template, style, script"
+    )
     assert os.fspath(CHECKOUT) not in out

@@ -45,7 +45,11 @@ def runs(
     as_json: Json = False,
 ) -> None:
     """List, show and compare runs; without a verb: list."""
-    if context.invoked_subcommand is None:
+    if (verb := context.invoked_subcommand) is not None:
+        given = [name for name in context.params if _typed(context, name)]
+        if given:
+            raise _misplaced(given[0], verb)
+    else:
         list_runs(algorithm, status, data, since, where, sort, reverse, limit, experiment, as_json)
 
 
@@ -164,6 +168,21 @@ def best(
     rows = [(r.name, f"{r.metrics[metric]:.6g}", *past.row(r)[1:]) for r in shown]
     title = f"Best by {metric}, of {len(ranked)} runs that have it"
     console.table(title, ["run", metric, *past.COLUMNS[1:]], rows)
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    """Whether an option was given, rather than left at its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _misplaced(name: str, verb: str) -> Exception:
+    from ssl_ray.errors import UserError
+
+    option = "--json" if name == "as_json" else f"--{name.replace('_', '-')}"
+    return UserError(
+        f"{option}: stands before {verb!r} and would be lost; write `ssl-ray runs {verb} {option} ...`"
+    )
 
 
 def _open(experiment: str | None, as_json: bool) -> "tuple[History, Console]":

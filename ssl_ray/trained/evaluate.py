@@ -18,9 +18,9 @@ from ssl_ray.tracking import TrackingTarget, default_tags, make_tracker, open_ru
 from ssl_ray.trained.case import Case, Choices, Means, described
 from ssl_ray.trained.protocols import DEFAULT, PROBES, PROTOCOLS
 from ssl_ray.trained.subject import Subject, load_subject
-from ssl_ray.training.folder import RunFolder, tracking_of
+from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
-from ssl_ray.training.pretrain import no_credentials
+from ssl_ray.training.pretrain import no_credentials, tracking_of
 
 
 @dataclass(frozen=True)

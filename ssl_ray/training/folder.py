@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from ssl_ray.errors import UserError
 from ssl_ray.recipe import Recipe
-from ssl_ray.tracking import TrackingSettings, redact, tracking_settings
+from ssl_ray.tracking import redact
 
 RUN, RECIPE = "run.json", "recipe.json"
 EVALUATIONS = "evaluations.json"
@@ -133,14 +133,6 @@ class RunFolder:
         with self._opened() as (filesystem, path), filesystem.open_input_stream(f"{path}/{file}") as stream:
             content: dict[str, Any] = json.loads(stream.read())
         return content
-
-
-def tracking_of(folder: RunFolder, record: dict[str, Any]) -> TrackingSettings:
-    """Where MLflow is: the environment says, else where the run was tracked before, else the default."""
-    before = record.get("mlflow", {})
-    known = not os.environ.get("MLFLOW_TRACKING_URI") and "***" not in before.get("uri", "***")
-    local = folder.local or os.path.join("runs", folder.name)
-    return tracking_settings(local, **before) if known else tracking_settings(local)
 
 
 def _below(parent: str, name: str) -> str:

@@ -27,10 +27,11 @@ from ssl_ray.tracking import (
     open_run,
     prepare,
     redact,
+    tracking_settings,
     ui_command,
 )
 from ssl_ray.training import artifacts
-from ssl_ray.training.folder import RunFolder, tracking_of
+from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
 from ssl_ray.training.preflight import preflight
 
@@ -228,6 +229,14 @@ def _python_path(request: Request) -> list[str]:
     """Folders of the user's own modules: where the command runs, and where the recipe's file is."""
     file = (request.recipe or "").partition(":")[0]
     return [os.getcwd(), *([os.path.dirname(os.path.abspath(file))] if file.endswith(".py") else [])]
+
+
+def tracking_of(folder: RunFolder, record: dict[str, Any]) -> TrackingSettings:
+    """Where MLflow is: the environment says, else where the run was tracked before, else the default."""
+    before = record.get("mlflow", {})
+    known = not os.environ.get("MLFLOW_TRACKING_URI") and "***" not in before.get("uri", "***")
+    local = folder.local or os.path.join("runs", folder.name)
+    return tracking_settings(local, **before) if known else tracking_settings(local)
 
 
 def no_credentials(option: str, uri: str) -> None:

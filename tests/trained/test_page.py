@@ -164,7 +164,7 @@ def row(html: str, name: str) -> list[str]:
 def test_several_runs_side_by_side() -> None:
     a = reported(
         "a",
-        curves=LOSS | {"eval/linear_top1": curve(0.9)},
+        curves=LOSS | {"eval/linear_top1_1pct": curve(0.9)},
         values={"training.epochs": "2", "training.seed": "0"},
     )
     b = reported(
@@ -172,14 +172,15 @@ def test_several_runs_side_by_side() -> None:
         curves={
             "train/loss": curve(9.0, 4.0),
             "val/knn_top1": curve(0.5, 0.6),
-            "eval/linear_top1": curve(0.95),
+            "eval/linear_top1_1pct": curve(0.95),
+            "eval/linear_top1_1pct_std": curve(0.004),
         },
         values={"training.epochs": "3", "training.seed": "0"},
     )
     html = page([a, b])
     assert row(html, "kNN top-1") == ["80.0 %*", "60.0 %"]
     assert row(html, "kNN untrained") == ["50.0 %", "50.0 %"]
-    assert row(html, "linear_top1") == ["90.0 %", "95.0 %*"]
+    assert row(html, "linear_top1_1pct") == ["90.0 %", "95.0 % ± 0.4 %*"]
     assert row(html, "training.<wbr>epochs") == ["2", "3"]
     differences = html[html.index('id="differences"') : html.index('id="curves"')]
     assert "epochs" in differences

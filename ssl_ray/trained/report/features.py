@@ -13,10 +13,11 @@ from ssl_ray.data.source import Dataset, Source
 from ssl_ray.evaluation.images import PlainImages
 from ssl_ray.evaluation.undisturbed import undisturbed
 from ssl_ray.models.base import BaseModel
+from ssl_ray.trained.report.pictures import PIXELS
 
 _PCA_WIDTH = 50  # t-SNE gets so many principal components, as its authors advise
 _PERPLEXITY = 30.0
-_BATCH = 64
+_BATCH, _LARGE_BATCH = 256, 32  # of images up to 64 px, and of larger ones
 
 Array = NDArray[np.float64]
 
@@ -64,9 +65,10 @@ def embed(algorithm: BaseModel, source: Source, *, size: int, count: int, broken
     """Pooled features of up to `count` images of a source in their plain view; see `PlainImages` for which ones."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     algorithm.to(device)
+    batch_size = _BATCH if size <= PIXELS else _LARGE_BATCH
     images, index, features = [], [], []
     with undisturbed(algorithm, device):
-        for batch, numbers in PlainImages(source, size, count, _BATCH, broken).batches():
+        for batch, numbers in PlainImages(source, size, count, batch_size, broken).batches():
             if len(batch):
                 features.append(algorithm.embed([batch.to(device)]).float().cpu())
                 images.append(batch.permute(0, 2, 3, 1).numpy())
@@ -136,6 +138,7 @@ def maps(features: Tensor) -> list[Map]:
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     x = F.normalize(features, dim=1).double().numpy()
     if len(x) < 3 or x.shape[1] < 2 or not np.isfinite(x).all() or np.ptp(x, axis=0).max() == 0:
@@ -152,7 +155,9 @@ def maps(features: Tensor) -> list[Map]:
     ]
     if len(x) >= 8:
         perplexity = min(_PERPLEXITY, (len(x) - 1) / 3)
-        tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
+        # Of so few points its threads spend their time waiting for one another: seven times as much on a busy machine.
+        with threadpool_limits(1):
+            tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
         note = f"Perplexity {perplexity:.0f}; distances between far groups mean little."
         drawn.append(Map("t-SNE", _unit(tsne), note))
     return drawn

@@ -19,6 +19,8 @@ from ssl_ray.trained.runs import facts, lower_is_better, when
 
 KNN, RAW_PIXELS = "val/knn_top1", "baseline/raw_pixels_knn_top1"
 EVALUATIONS = "eval/"
+_SPREAD = "_std"  # ending of the metric that is the spread of the one without
+_SHARES = ("top1", "top5", "accuracy", "class_mean", "map")
 MOST_BYTES = 3_000_000
 _LEFT_OUT = "Some pictures are left out, to keep the page small."
 _PICTURED = (
@@ -84,7 +86,7 @@ def _page(reports: Sequence[Reported], learned: Sequence[Chart], fast: Sequence[
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"breakable": _breakable, "dotted": _dotted}
+    environment.filters |= {"breakable": _breakable, "dotted": _dotted, "together": _together}
     html: str = environment.from_string(_file("page.html")).render(
         title=" · ".join(r.subject.run.name for r in reports),
         many=many,
@@ -175,9 +177,7 @@ def _numbers(reports: Sequence[Reported]) -> list[Number]:
             Number("steps", ["" if s is None else f"{s:,}" for s in steps], None, [""] * len(reports))
         )
     rows.append(row("images per second", [_rate(r) for r in reports], lower=False))
-    rows.append(
-        row("waiting for data", [_mean(r, "perf/data_wait") for r in reports], share=True, lower=True)
-    )
+    rows.append(row("waiting for data", [_mean(r, "perf/data_wait") for r in reports], share=True))
     seconds = [r.subject.run.seconds for r in reports]
     rows.append(
         Number("time", ["" if s is None else duration(s) for s in seconds], None, [""] * len(reports))
@@ -188,13 +188,19 @@ def _numbers(reports: Sequence[Reported]) -> list[Number]:
 
 
 def _evaluations(reports: Sequence[Reported]) -> list[Number]:
-    """What `ssl-ray evaluate` added to the runs: the last value of each of its metrics."""
+    """What `ssl-ray evaluate` added to the runs: the last value of each of its metrics, with its spread."""
     names = sorted({m for r in reports for m in r.curves if m.startswith(EVALUATIONS)})
     rows = []
     for name in names:
+        if name.removesuffix(_SPREAD) in names and name.endswith(_SPREAD):
+            continue
         values = [_last(r, name) for r in reports]
-        shares = name.endswith(("top1", "top5", "accuracy")) and all(v is None or 0 <= v <= 1 for v in values)
-        shown = ["" if v is None else number(v, shares) for v in values]
+        share = any(part in name for part in _SHARES) and all(v is None or 0 <= v <= 1 for v in values)
+        spreads = [_last(r, name + _SPREAD) for r in reports]
+        shown = [
+            "" if v is None else number(v, share) if s is None else f"{number(v, share)} ± {number(s, share)}"
+            for v, s in zip(values, spreads, strict=True)
+        ]
         best = _best(values, lower_is_better(name))
         rows.append(Number(name.removeprefix(EVALUATIONS), shown, best, [""] * len(values)))
     return rows
@@ -221,10 +227,9 @@ def _mean(report: Reported, metric: str) -> float | None:
 def _rate(report: Reported) -> float | None:
     """Of the whole run where that is known, else from the logged steps: images over the time they took."""
     summary = report.subject.record.get("summary", {})
-    if summary.get("images_per_second"):
-        return float(summary["images_per_second"])
     points = [p.value for p in report.curves.get("perf/images_per_second", ()) if p.value > 0]
-    return len(points) / sum(1 / v for v in points) if points else None
+    rate = summary.get("images_per_second") or (len(points) / sum(1 / v for v in points) if points else None)
+    return None if rate is None else round(rate, 0 if rate >= 10 else 2)
 
 
 def _epochs(report: Reported) -> str:
@@ -268,6 +273,11 @@ def _sections(
 def _breakable(path: str) -> Markup:
     """A dotted path that may be broken after its dots."""
     return Markup(".<wbr>").join(escape(part) for part in path.split("."))
+
+
+def _together(text: str) -> str:
+    """A text in which no line ends between a number and its percent sign."""
+    return text.replace(" %", "\u00a0%")
 
 
 def _dotted(points: Sequence[tuple[float, float, int]]) -> list[tuple[int, str]]:
