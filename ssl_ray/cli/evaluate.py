@@ -12,7 +12,7 @@ def evaluate(
             help="A run (folder or name), a checkpoint, a .safetensors file of `import`, torchvision:NAME, timm:NAME."
         ),
     ],
-    protocols: Annotated[list[str] | None, typer.Argument(help="knn. [default: knn]")] = None,
+    protocols: Annotated[list[str] | None, typer.Argument(help="knn, finetune. [default: knn]")] = None,
     data: Annotated[
         str | None, typer.Option(help="Labelled images, as of `pretrain`. [default: the run's own]")
     ] = None,
@@ -41,6 +41,18 @@ def evaluate(
         list[float] | None, typer.Option(help="Of kNN's weights exp(s / T). [default: 0.07, 0.1]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of splits, draws and initial weights.")] = 0,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="finetune: how many labels, such as 1%, 10%, 4-shot; repeatable. [default: 100%]"),
+    ] = None,
+    from_scratch: Annotated[
+        bool,
+        typer.Option("--from-scratch", help="finetune: from random weights, to see what pretraining gives."),
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="finetune: path=value of its recipe, such as training.epochs=20."),
+    ] = None,
     image_column: Annotated[str | None, typer.Option(help="Parquet column of encoded images.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Parquet column of labels.")] = None,
     holdout: Annotated[
@@ -64,7 +76,7 @@ def evaluate(
     """
     from ssl_ray.console import Console
     from ssl_ray.errors import UserError
-    from ssl_ray.trained.case import Choices, Means
+    from ssl_ray.trained.case import Choices, FineTuning, Means
     from ssl_ray.trained.evaluate import Request, evaluate
 
     for value in temperature or ():
@@ -93,6 +105,7 @@ def evaluate(
                 ks=tuple(sorted(set(k or default.ks))),
                 temperatures=tuple(sorted(set(temperature or default.temperatures))),
                 seed=seed,
+                finetuning=FineTuning(tuple(labels or ("100%",)), from_scratch, tuple(settings or ())),
             ),
             as_json=as_json,
         ),

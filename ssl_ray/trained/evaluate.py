@@ -70,7 +70,7 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
     summary: dict[str, Any] = described(subject) | {"data": data, "image_size": size, "features": width}
     with (
         _tracked(request, subject, data, size) as (tracker, run_id),
-        Case(subject, dataset, size, request.means, request.choices, console) as case,
+        Case(subject, dataset, size, request.means, request.choices, console, data, request.storage) as case,
     ):
         for name in names:
             before = time.monotonic()

@@ -6,6 +6,7 @@ from ssl_ray.errors import UserError
 from ssl_ray.evaluation.knn import knn_votes
 from ssl_ray.evaluation.scores import Result, Tally
 from ssl_ray.trained.case import Case
+from ssl_ray.trained.finetune import finetune
 
 Protocol = Callable[[Case], list[Result]]
 
@@ -42,5 +43,5 @@ def knn(case: Case) -> list[Result]:
     ]
 
 
-PROTOCOLS: dict[str, Protocol] = {"knn": knn}
+PROTOCOLS: dict[str, Protocol] = {"knn": knn, "finetune": finetune}
 DEFAULT = ("knn",)
