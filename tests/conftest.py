@@ -1,4 +1,4 @@
-"""What tests of several files share: Ray clusters and a compiler; and in which order several processes take the files.
+"""What tests of several files share: Ray clusters, S3, a compiler; and in which order several processes take the files.
 
 One cluster belongs to this process, runs of the real command join the other.
 """
@@ -19,6 +19,7 @@ ON_TWO_CPUS = (
     "tests/faults/",
     "tests/test_readme.py",
     "tests/tracking/test_run_against_server.py",
+    "tests/trained/test_verbs.py",
     "tests/training/test_cluster.py",
 )
 
@@ -55,6 +56,28 @@ def compiler() -> Any:
 
     torch.compiler.reset()
     return CompileCounterWithBackend("aot_eager")
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, str]]:
+    """A real S3 server on this machine. Yields (pyarrow file system, with a bucket `pictures`, and URI suffix)."""
+    server_module = pytest.importorskip(
+        "moto.server", reason="moto is not installed: no S3 server to test against"
+    )
+    from pyarrow import fs
+
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    client = fs.S3FileSystem(
+        endpoint_override=f"{host}:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
+    )
+    client.create_dir("pictures")
+    yield client, f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    server.stop()
 
 
 @pytest.fixture(scope="session")

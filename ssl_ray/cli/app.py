@@ -9,6 +9,7 @@ import typer
 
 from ssl_ray import __version__
 from ssl_ray.cli.data import app as data
+from ssl_ray.cli.embed import embed
 from ssl_ray.cli.evaluate import evaluate
 from ssl_ray.cli.export import export_backbone
 from ssl_ray.cli.import_ import import_checkpoint
@@ -54,4 +55,5 @@ app.command()(show)
 app.command("import")(import_checkpoint)
 app.command("export")(export_backbone)
 app.command()(evaluate)
+app.command()(embed)
 app.command()(version)

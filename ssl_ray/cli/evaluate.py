@@ -12,7 +12,9 @@ def evaluate(
             help="A run (folder or name), a checkpoint, a .safetensors file of `import`, torchvision:NAME, timm:NAME."
         ),
     ],
-    protocols: Annotated[list[str] | None, typer.Argument(help="knn, finetune. [default: knn]")] = None,
+    protocols: Annotated[
+        list[str] | None, typer.Argument(help="knn, linear, lowshot, svm, finetune. [default: knn linear]")
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="Labelled images, as of `pretrain`. [default: the run's own]")
     ] = None,
@@ -40,6 +42,16 @@ def evaluate(
     temperature: Annotated[
         list[float] | None, typer.Option(help="Of kNN's weights exp(s / T). [default: 0.07, 0.1]")
     ] = None,
+    probe: Annotated[
+        str,
+        typer.Option(
+            help="Linear heads by moco, simclr, mae or lbfgs; auto: moco or mae by the network, and lbfgs."
+        ),
+    ] = "auto",
+    shots: Annotated[
+        list[int] | None, typer.Option(min=1, help="Labels per class. [default: 1, 2, 4, 8, 16]")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of few labels, for mean and spread.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Of splits, draws and initial weights.")] = 0,
     labels: Annotated[
         list[str] | None,
@@ -73,6 +85,10 @@ def evaluate(
 
     Features are made once, in parallel, from plain images: resized and cropped, not augmented. They are kept, and read
     again by the next evaluation of the same weights on the same images.
+
+    knn: weighted by exp(s / T), for each k and T. linear: classifiers of all labels; learning rate or C is chosen on a
+    tenth of the training images. lowshot: logistic regression on n labels of each class, and on 1 % and 10 % of them.
+    svm: one class against the rest on n labels of each class, costs by cross-validation.
     """
     from ssl_ray.console import Console
     from ssl_ray.errors import UserError
@@ -104,6 +120,9 @@ def evaluate(
             choices=Choices(
                 ks=tuple(sorted(set(k or default.ks))),
                 temperatures=tuple(sorted(set(temperature or default.temperatures))),
+                shots=tuple(sorted(set(shots or default.shots))),
+                draws=draws,
+                probe=probe,
                 seed=seed,
                 finetuning=FineTuning(tuple(labels or ("100%",)), from_scratch, tuple(settings or ())),
             ),

@@ -61,11 +61,11 @@ class Result:
     std: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, prefix: str = "eval/") -> dict[str, float]:
         """Under the names that MLflow shows: `eval/knn_top1_k20_T0.07`, and `..._std` for spreads."""
         end = f"_{self.key}" if self.key else ""
-        means = {f"eval/{self.protocol}_{name}{end}": value for name, value in self.scores.items()}
-        return means | {f"eval/{self.protocol}_{name}{end}_std": value for name, value in self.std.items()}
+        means = {f"{prefix}{self.protocol}_{name}{end}": value for name, value in self.scores.items()}
+        return means | {f"{prefix}{self.protocol}_{name}{end}_std": value for name, value in self.std.items()}
 
 
 def over_draws(draws: list[dict[str, float]]) -> tuple[dict[str, float], dict[str, float]]:

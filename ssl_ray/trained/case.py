@@ -12,7 +12,6 @@ from torch import Tensor
 from ssl_ray.console import Console
 from ssl_ray.data.source import Dataset, Source
 from ssl_ray.data.sources.torchvision import cache_root
-from ssl_ray.errors import UserError
 from ssl_ray.evaluation.features import Broken, Extraction, Features, extract, read_cache, write_cache
 from ssl_ray.trained.subject import Subject
 from ssl_ray.training import cluster
@@ -99,18 +98,23 @@ class Case:
     @cached_property
     def val(self) -> Part:
         """What they are judged on, once."""
-        if self.dataset.val is None:
-            raise UserError(
-                "evaluate: the data has no held-out part; give --holdout, or data with a val split"
-            )
-        return self._part("val", self.dataset.val)
+        return self._part("val", self.held_out)
+
+    @property
+    def held_out(self) -> Source:
+        """The images of `val`."""
+        assert self.dataset.val is not None
+        return self.dataset.val
 
     def connect(self) -> None:
         """Joins or starts the cluster, once."""
         if not self._connected:
             record = self.subject.folder.record() if self.subject.folder else {}
             cluster.connect(
-                self.means.address, verbose=self.means.verbose, python_path=record.get("python_path", ())
+                self.means.address,
+                verbose=self.means.verbose,
+                python_path=record.get("python_path", ()),
+                actor_pool=True,
             )
             self._connected = True
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from ssl_ray.errors import UserError, nearest
 from ssl_ray.evaluation.scores import Result
 from ssl_ray.tracking import TrackingTarget, default_tags, make_tracker, open_run, tracking_settings
 from ssl_ray.trained.case import Case, Choices, Means, described
-from ssl_ray.trained.protocols import DEFAULT, PROTOCOLS
+from ssl_ray.trained.protocols import DEFAULT, PROBES, PROTOCOLS
 from ssl_ray.trained.subject import Subject, load_subject
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
@@ -54,6 +55,10 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
     for name in names:
         if name not in PROTOCOLS:
             raise UserError(f"evaluate: there is no protocol {name!r}; {nearest(name, PROTOCOLS)}")
+    if request.choices.probe not in PROBES:
+        raise UserError(
+            f"probe: there is no {request.choices.probe!r}; {nearest(request.choices.probe, PROBES)}"
+        )
     subject = load_subject(request.subject, request.storage, random=request.random, seed=request.choices.seed)
     data, dataset = dataset_of(subject, request.data, request.columns, request.holdout)
     _require_labels(data, dataset)
@@ -67,35 +72,52 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
         console.print(dataset.note)
 
     results: list[Result] = []
-    summary: dict[str, Any] = described(subject) | {"data": data, "image_size": size, "features": width}
+    prefix = _prefix(subject, data, dataset)
     with (
         _tracked(request, subject, data, size) as (tracker, run_id),
         Case(subject, dataset, size, request.means, request.choices, console, data, request.storage) as case,
     ):
-        for name in names:
-            before = time.monotonic()
-            found = PROTOCOLS[name](case)
-            results += found
-            for result in found:
-                tracker.log(result.metrics(), step=subject.step or 0)
-            console.detail(f"{name}: {time.monotonic() - before:.1f} s")
-    summary |= {
-        "train": {"images": dataset.train.info.num_samples, "digest": dataset.train.info.digest},
-        "val": {"images": dataset.val.info.num_samples, "digest": dataset.val.info.digest},
-        "classes": case.classes,
-        "choices": asdict(request.choices),
-        "results": [asdict(result) for result in results],
-        "metrics": {name: value for result in results for name, value in result.metrics().items()},
-        "broken": case.broken,
-        "cached": case.cached,
-        "mlflow_run_id": run_id,
-        "ssl_ray": __version__,
-        "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    summary["evaluations"] = _keep(request, subject, summary)
-    _say(request, console, summary, results)
-    return summary
+
+        def summary() -> dict[str, Any]:
+            return {
+                **described(subject),
+                "data": data,
+                "image_size": size,
+                "features": width,
+                "train": {"images": dataset.train.info.num_samples, "digest": dataset.train.info.digest},
+                "val": {"images": case.held_out.info.num_samples, "digest": case.held_out.info.digest},
+                "classes": case.classes,
+                "choices": asdict(request.choices),
+                "results": [asdict(result) for result in results],
+                "metrics": {k: v for result in results for k, v in result.metrics(prefix).items()},
+                "broken": case.broken,
+                "cached": case.cached,
+                "mlflow_run_id": run_id,
+                "ssl_ray": __version__,
+                "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "seconds": round(time.monotonic() - started, 1),
+            }
+
+        try:
+            for name in names:
+                before = time.monotonic()
+                found = PROTOCOLS[name](case)
+                results += found
+                for result in found:
+                    tracker.log(result.metrics(prefix), step=subject.step or 0)
+                console.detail(f"{name}: {time.monotonic() - before:.1f} s")
+        finally:  # a protocol that fails or is interrupted takes nothing from those before it
+            kept = _keep(request, subject, summary()) if results else None
+    done = summary() | {"evaluations": kept}
+    _say(request, console, done, results)
+    return done
+
+
+def _prefix(subject: Subject, data: str, dataset: Dataset) -> str:
+    """Of metrics: `eval/`, and the data's name where a run is judged on other data than its own."""
+    if subject.folder is None or subject.folder.record().get("data") == data:
+        return "eval/"
+    return f"eval/{re.sub(r'[^A-Za-z0-9_.-]', '-', dataset.train.info.name)}/"
 
 
 def dataset_of(

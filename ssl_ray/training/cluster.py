@@ -6,7 +6,8 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +45,13 @@ class Resources:
         return {"CPU": self.cpus, "GPU": self.gpus}
 
 
-def connect(address: str | None, *, verbose: bool, python_path: Sequence[str] = ()) -> None:
+def connect(
+    address: str | None, *, verbose: bool, python_path: Sequence[str] = (), actor_pool: bool = False
+) -> None:
     """Joins the cluster at `address` (or RAY_ADDRESS), else starts Ray here. Raises UserError if it cannot.
 
-    python_path: folders of the user's own modules, for the workers to import them from.
+    python_path: folders of the user's own modules, for the workers to import them from. actor_pool: this driver will
+    run actor pools of Ray Data, of whose arguments Ray's core itself complains on stderr at each actor's start.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -72,16 +76,31 @@ def connect(address: str | None, *, verbose: bool, python_path: Sequence[str] = 
         if not verbose:
             warnings.simplefilter("ignore")
         try:
-            if address:
-                ray.init(address=address, **quiet)
-            else:
-                ray.init(address="local", include_dashboard=False, **quiet)
+            with _core_log_level("fatal" if actor_pool and not verbose else None):
+                if address:
+                    ray.init(address=address, **quiet)
+                else:
+                    ray.init(address="local", include_dashboard=False, **quiet)
         except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
             raise UserError(f"address: cannot reach {where}: {_first_line(error)}") from error
     if not verbose:
         for name in ("ray", "ray.train", "ray.data", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def _core_log_level(level: str | None) -> Iterator[None]:
+    """For the body, in which Ray's core reads it, the level from which the core logs; what the user set is kept."""
+    name = "RAY_BACKEND_LOG_LEVEL"
+    if level is None or name in os.environ:
+        yield
+        return
+    os.environ[name] = level
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _check_reachable(address: str) -> None:

@@ -429,28 +429,6 @@ def test_a_subset_of_a_subset_counts_from_its_own_start():
 # Object stores
 
 
-@pytest.fixture
-def s3(monkeypatch):
-    """A real S3 server on this machine. Yields (boto3-free pyarrow file system, URI suffix)."""
-    server_module = pytest.importorskip(
-        "moto.server", reason="moto is not installed: no S3 server to test against"
-    )
-    from pyarrow import fs
-
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    client = fs.S3FileSystem(
-        endpoint_override=f"{host}:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
-    )
-    client.create_dir("pictures")
-    yield client, f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    server.stop()
-
-
 def upload(client, folder: Path, bucket_path: str) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
