@@ -59,9 +59,10 @@ _SIMCLR = Paper(
     year=2020,
     result="48.3 with 1 %, 65.6 with 10 % of the labels (ResNet-50)",  # table 7 gives the top-5 beside it
 )
+_NO_JITTER = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
 _ADAMW = Spec(AdamW, betas=(0.9, 0.999), weight_decay=0.05)
 
-# Table 9 of MAE. RandAugment and random erasing are replaced by colour jitter.
+# Table 9 of MAE, and random erasing as in its official code.
 VIT = Protocol(
     paper=_MAE,
     optimization=Optimization(optimizer=_ADAMW, base_lr=5e-4, final_lr=1e-6),
@@ -72,7 +73,7 @@ VIT = Protocol(
     layer_decay=0.65,
     smoothing=0.1,
     init_std=2e-5,
-    views={"mixup": 0.8, "cutmix": 1.0},
+    views={**_NO_JITTER, "num_ops": 2, "erase_p": 0.25, "mixup": 0.8, "cutmix": 1.0},
     backbone={"drop_path": 0.1},
 )
 VIT_LARGE = dataclasses.replace(VIT, epochs=50, layer_decay=0.75)
@@ -96,7 +97,7 @@ RESNET = Protocol(
     most_epochs=60,
     batch_size=256,
     head_lr_scale=10.0,
-    views={"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "interpolation": "bilinear"},
+    views={**_NO_JITTER, "interpolation": "bilinear"},
 )
 
 _SMALL_VIEWS = {
