@@ -20,6 +20,7 @@ ON_TWO_CPUS = (
     "tests/faults/",
     "tests/test_readme.py",
     "tests/tracking/test_run_against_server.py",
+    "tests/trained/test_finetune.py",
     "tests/trained/test_verbs.py",
     "tests/training/test_cluster.py",
 )

@@ -13,7 +13,7 @@ def evaluate(
         ),
     ],
     protocols: Annotated[
-        list[str] | None, typer.Argument(help="knn, linear, lowshot, svm. [default: knn linear]")
+        list[str] | None, typer.Argument(help="knn, linear, lowshot, svm, finetune. [default: knn linear]")
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Labelled images, as of `pretrain`. [default: the run's own]")
@@ -55,6 +55,18 @@ def evaluate(
     ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws of few labels, for mean and spread.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Of splits, draws and initial weights.")] = 0,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="finetune: how many labels, such as 1%, 10%, 4-shot; repeatable. [default: 100%]"),
+    ] = None,
+    from_scratch: Annotated[
+        bool,
+        typer.Option("--from-scratch", help="finetune: from random weights, to see what pretraining gives."),
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="finetune: path=value of its recipe, such as training.epochs=20."),
+    ] = None,
     image_column: Annotated[str | None, typer.Option(help="Parquet column of encoded images.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Parquet column of labels.")] = None,
     holdout: Annotated[
@@ -82,7 +94,7 @@ def evaluate(
     """
     from ssl_ray.console import Console
     from ssl_ray.errors import UserError
-    from ssl_ray.trained.case import Choices, Means
+    from ssl_ray.trained.case import Choices, FineTuning, Means
     from ssl_ray.trained.evaluate import Request, evaluate
 
     for value in temperature or ():
@@ -114,6 +126,7 @@ def evaluate(
                 draws=draws,
                 probe=probe,
                 seed=seed,
+                finetuning=FineTuning(tuple(labels or ("100%",)), from_scratch, tuple(settings or ())),
             ),
             as_json=as_json,
         ),

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ParamSpec
 from pydantic import Field
 
 from ssl_ray.data.augment.geometry import CenterCrop, Interpolation, RandomResizedCrop, RandomSquare
+from ssl_ray.data.augment.rand_augment import RandAugment, RandomErasing
 from ssl_ray.data.augment.transforms import (
     ColorDropping,
     ColorJitter,
@@ -38,6 +39,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
 Sigma = Annotated[float, Field(gt=0)]
+Alpha = Annotated[float, Field(ge=0, le=100)]
 
 
 def _variant(
@@ -350,17 +352,26 @@ def finetune_views(
     saturation: Strength = 0.4,
     hue: Hue = 0.0,
     jitter_p: Probability = 1.0,
-    mixup: Strength = 0.0,
-    cutmix: Strength = 0.0,
+    num_ops: Annotated[int, Field(ge=0)] = 0,
+    magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0,
+    erase_p: Probability = 0.0,
+    mixup: Alpha = 0.0,
+    cutmix: Alpha = 0.0,
     mix_p: Probability = 1.0,
     interpolation: Interpolation = "bicubic",
 ) -> ViewPipeline:
-    """Fine-tuning with labels: crop, flip, jitter; and the column `mixing` (5,) where images are mixed.
+    """Fine-tuning with labels: crop, flip, jitter or more; and the column `mixing` (5,) where images are mixed.
 
-    mixup, cutmix: alpha of the Beta distribution, 0 = off; mix_p: of an image being mixed. MAE, arXiv 2111.06377, table
-    9, has mixup 0.8 and cutmix 1.0.
+    num_ops, magnitude: of RandAugment, 0 = off; erase_p: of a rectangle of noise. mixup, cutmix: alpha of the Beta
+    distribution, 0 = off; mix_p: of an image being mixed. MAE, arXiv 2111.06377, table 9, has no jitter, 2 operations
+    of magnitude 9, erase_p 0.25, mixup 0.8 and cutmix 1.0.
     """
-    transforms = (HorizontalFlip(flip_p), ColorJitter(brightness, contrast, saturation, hue, jitter_p))
+    transforms = (
+        HorizontalFlip(flip_p),
+        ColorJitter(brightness, contrast, saturation, hue, jitter_p),
+        RandAugment(num_ops, magnitude),
+        RandomErasing(erase_p),
+    )
     view = View(size, RandomResizedCrop((min_scale, 1.0)), transforms, interpolation)
     return ViewPipeline([view], {"mixing": Mixing(mixup, cutmix, mix_p)} if mixup or cutmix else {})
 

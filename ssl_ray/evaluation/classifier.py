@@ -6,10 +6,9 @@ from torch import Tensor
 from ssl_ray import distributed
 from ssl_ray.errors import UserError
 from ssl_ray.evaluation.online import OnlineEvaluation
+from ssl_ray.evaluation.scores import TOP5_CLASSES
 from ssl_ray.evaluation.undisturbed import undisturbed
 from ssl_ray.models.base import BaseModel
-
-TOP_K = 5
 
 
 class ClassifierEvaluation(OnlineEvaluation):
@@ -41,7 +40,7 @@ class ClassifierEvaluation(OnlineEvaluation):
             raise UserError("evaluation: 0 held-out images with a label; hold some out, or give them labels")
         top1, top5, loss = (total / count for total in totals)
         metrics = {"val/finetune_top1": top1, "val/finetune_loss": loss}
-        return metrics | ({"val/finetune_top5": top5} if num_classes > TOP_K else {})
+        return metrics | ({"val/finetune_top5": top5} if num_classes >= TOP5_CLASSES else {})
 
     def raw_pixel_knn(self) -> None:
         """Nothing: raw pixels are no rival of a classifier."""
@@ -61,7 +60,7 @@ def _scores(probability: Tensor, labels: Tensor) -> Tensor:
     true = probability.new_zeros(len(labels))
     known = labels < probability.shape[1]
     true[known] = probability[known].gather(1, labels[known, None]).squeeze(1)
-    best = probability.topk(min(TOP_K, probability.shape[1]), dim=1).indices == labels[:, None]
+    best = probability.topk(min(5, probability.shape[1]), dim=1).indices == labels[:, None]
     loss = -true.clamp_min(torch.finfo(true.dtype).tiny).log()
     parts = (true.new_tensor(len(labels)), best[:, 0].sum(), best.any(1).sum(), loss.sum())
     return torch.stack([part.double() for part in parts])

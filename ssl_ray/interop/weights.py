@@ -4,6 +4,7 @@ A load that silently loads nothing is the classic mistake here: everything that 
 """
 
 import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,11 +200,15 @@ def refuse_non_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
 def read_state_dict(source: str | Path) -> dict[str, Tensor]:
     """Reads the tensors of a file (.pt, .pth, .safetensors) or of e.g. "torchvision:ResNet50_Weights.IMAGENET1K_V2".
 
-    Checkpoints that hold the state dict under `state_dict`, `model` or `algorithm` are unpacked. Files are read with
-    `weights_only=True`: nothing in them is executed. Raises UserError if there is no such thing, or no tensor in it.
+    A file may be a path or a URI that pyarrow reads (s3://..., gs://...). Checkpoints that hold the state dict under
+    `state_dict`, `model` or `algorithm` are unpacked. Files are read with `weights_only=True`: nothing in them is
+    executed. Raises UserError if there is no such thing, or no tensor in it.
     """
     if str(source).startswith("torchvision:"):
         return _torchvision(str(source).removeprefix("torchvision:"))
+    if "://" in str(source):
+        with tempfile.TemporaryDirectory() as directory:
+            return read_state_dict(_fetched(str(source), directory))
     path = Path(source)
     if not path.is_file():
         raise UserError(
@@ -260,6 +265,19 @@ def _torchvision(name: str) -> dict[str, Tensor]:
     except OSError as error:
         raise _unreadable(f"torchvision:{name}", error) from error
     return state_dict
+
+
+def _fetched(uri: str, directory: str) -> Path:
+    """A file at a URI, copied into a local folder."""
+    from pyarrow import fs
+
+    name = uri.partition("?")[0].rpartition("/")[2]
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+        fs.copy_files(path, f"{directory}/{name}", source_filesystem=filesystem)
+    except (OSError, ValueError) as error:
+        raise _unreadable(uri, error) from error
+    return Path(directory, name)
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

@@ -100,6 +100,19 @@ class Classifier(BaseModel):
         return [groups[key] for key in sorted(groups)]
 
 
+class Answer(nn.Module):
+    """A classifier as others use one: images (B, 3, H, W) in, uint8 or already normalised; probabilities (B, K) out."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Probability of every class."""
+        answer: ClsPrediction = self.classifier([images], mode="predict")
+        return answer.probability
+
+
 def mix(images: Tensor, target: Tensor, mixing: Tensor) -> tuple[Tensor, Tensor]:
     """Images (B, C, H, W) and distributions over classes (B, K), each mixed with the row half a batch further on.
 

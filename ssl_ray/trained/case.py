@@ -30,6 +30,15 @@ class Means:
 
 
 @dataclass(frozen=True)
+class FineTuning:
+    """How to fine-tune. labels: see `data.labels.LabelBudget`; settings: "path=value" for its recipe."""
+
+    labels: tuple[str, ...] = ("100%",)
+    from_scratch: bool = False
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Choices:
     """Settings of protocols. seed: of every draw and initialisation. probe: "auto", or how to train linear heads."""
 
@@ -39,6 +48,7 @@ class Choices:
     draws: int = 5
     probe: str = "auto"
     seed: int = 0
+    finetuning: FineTuning = field(default_factory=FineTuning)
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,7 @@ class Part:
 class Case:
     """A subject, a data set whose both parts have labels, and the means; a context manager that leaves the cluster.
 
+    data, storage: the data set's name, and where runs are kept, as the user gave them.
     broken: of the parts looked at, what could not be decoded. seconds: of extraction, by part; 0 from the cache.
     """
 
@@ -62,6 +73,8 @@ class Case:
     means: Means
     choices: Choices
     console: Console
+    data: str
+    storage: str
     broken: dict[str, list[Broken]] = field(default_factory=dict)
     cached: dict[str, bool] = field(default_factory=dict)
     _connected: bool = False
@@ -104,6 +117,12 @@ class Case:
                 actor_pool=True,
             )
             self._connected = True
+
+    def disconnect(self) -> None:
+        """Leaves the cluster, if it was joined."""
+        if self._connected:
+            cluster.disconnect()
+            self._connected = False
 
     def _part(self, name: str, source: Source) -> Part:
         found = self._features(name, source)
@@ -154,9 +173,7 @@ class Case:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._connected:
-            cluster.disconnect()
-            self._connected = False
+        self.disconnect()
 
 
 def cache_folder(subject: Subject) -> Path:

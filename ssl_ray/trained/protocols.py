@@ -12,6 +12,7 @@ from ssl_ray.evaluation.lowshot import n_shot, share_of, smallest_class
 from ssl_ray.evaluation.scores import Result, Tally, judge, over_draws
 from ssl_ray.evaluation.svm import mean_average_precision, svm_scores
 from ssl_ray.trained.case import Case
+from ssl_ray.trained.finetune import finetune
 
 Protocol = Callable[[Case], list[Result]]
 
@@ -162,6 +163,12 @@ def _list(reached: dict[float, float]) -> str:
 
 SHARES = (0.01, 0.1)
 FEW = 20_000  # labels of which a tenth is too few to choose C by
-PROTOCOLS: dict[str, Protocol] = {"knn": knn, "linear": linear, "lowshot": lowshot, "svm": svm}
+PROTOCOLS: dict[str, Protocol] = {
+    "knn": knn,
+    "linear": linear,
+    "lowshot": lowshot,
+    "svm": svm,
+    "finetune": finetune,
+}
 DEFAULT = ("knn", "linear")
 PROBES = ("auto", *PUBLISHED, "lbfgs")

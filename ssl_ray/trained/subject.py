@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ssl_ray.errors import MISTAKES, UserError, nearest
 from ssl_ray.evaluation.features import weights_digest
+from ssl_ray.interop.backbone_file import TrainedBackbone
 from ssl_ray.models.encoder import Encoder
 from ssl_ray.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, DataPreprocessor
 from ssl_ray.training.folder import RunFolder
@@ -26,6 +27,7 @@ class Subject:
 
     encoder: uint8 images in, features out. name: for files and MLflow. source: in words, whose weights these are.
     image_size: pixels a side that it is meant for. step: optimiser steps of a run's checkpoint. folder: the run's.
+    trained: what it takes to train it on; None for others' networks. random: its weights are untrained.
     """
 
     encoder: nn.Module = field(repr=False)
@@ -34,6 +36,8 @@ class Subject:
     image_size: int
     step: int | None = None
     folder: RunFolder | None = None
+    trained: TrainedBackbone | None = field(default=None, repr=False)
+    random: bool = False
 
     @property
     def weights(self) -> str:
@@ -110,6 +114,8 @@ def _trained(name: str, storage: str, random: bool) -> Subject:
         trained.image_size,
         0 if random else trained.step,
         folder,
+        trained,
+        random,
     )
 
 

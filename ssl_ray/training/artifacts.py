@@ -39,29 +39,33 @@ def at_end(tracker: AnyTracker, recipe: Recipe, result: "RunResult") -> None:
         axes.plot([s.step for s in result.history], [s.loss for s in result.history], color="tab:blue")
         axes.set(xlabel="step", ylabel="loss", title=f"{recipe.name}: training loss")
         axes.grid(alpha=0.3)
-        judged = [e for e in result.summary.get("evaluations", []) if "val/knn_top1" in e]
-        if judged:
-            right = axes.twinx()
-            right.plot(
-                [e["step"] for e in judged],
-                [100 * e["val/knn_top1"] for e in judged],
-                "o-",
-                color="tab:orange",
-            )
-            right.set_ylabel("kNN top-1 %", color="tab:orange")
+        for metric, label in (("val/knn_top1", "kNN top-1 %"), ("val/finetune_top1", "top-1 %")):
+            judged = [e for e in result.summary.get("evaluations", []) if metric in e]
+            if judged:
+                right = axes.twinx()
+                steps, values = [e["step"] for e in judged], [100 * e[metric] for e in judged]
+                right.plot(steps, values, "o-", color="tab:orange")
+                right.set_ylabel(label, color="tab:orange")
         tracker.log_figure(figure, "loss.png")
     if result.checkpoint is not None:
         log_backbone(tracker, recipe, result.checkpoint)
 
 
 def log_backbone(tracker: AnyTracker, recipe: Recipe, checkpoint_uri: str) -> None:
-    """A checkpoint's backbone as an MLflow model: normalised images (B, 3, H, W) in, pooled features (B, D) out."""
+    """A checkpoint's backbone as an MLflow model: normalised images (B, 3, H, W) in, pooled features (B, D) out.
+
+    Of a `Classifier` all of it, as the model `classifier`: the probability of every class out.
+    """
     import torch
 
+    from ssl_ray.models.classifier import Answer, Classifier
     from ssl_ray.models.encoder import Encoder
     from ssl_ray.training.trained import load_algorithm
 
     algorithm, step = load_algorithm(recipe, checkpoint_uri)
     side = recipe.views.build().eval_size
-    encoder = Encoder(algorithm.backbone, algorithm.data_preprocessor)
-    tracker.log_model(encoder, torch.zeros(2, 3, side, side), "backbone", step=step)
+    model: torch.nn.Module = Encoder(algorithm.backbone, algorithm.data_preprocessor)
+    name = "backbone"
+    if isinstance(algorithm, Classifier):
+        model, name = Answer(algorithm), "classifier"
+    tracker.log_model(model, torch.zeros(2, 3, side, side), name, step=step)

@@ -102,6 +102,14 @@ class RunFolder:
             filesystem.move(f"{path}/{EVALUATIONS}.tmp", f"{path}/{EVALUATIONS}")
         return _below(self.uri, EVALUATIONS)
 
+    def keep(self, file: str, content: bytes) -> str:
+        """Writes a file of the run's own; returns its path or URI."""
+        with self._opened() as (filesystem, path):
+            filesystem.create_dir(path, recursive=True)
+            with filesystem.open_output_stream(f"{path}/{file}") as stream:
+                stream.write(content)
+        return _below(self.uri, file)
+
     def latest_checkpoint(self) -> str | None:
         """Path or URI of the newest registered checkpoint."""
         with self._opened() as (filesystem, path):

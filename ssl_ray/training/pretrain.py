@@ -5,7 +5,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,12 +68,34 @@ def pretrain(request: Request, console: Console) -> dict[str, Any]:
 
 def _pretrain(request: Request, console: Console) -> dict[str, Any]:
     started = time.monotonic()
-    folder, recipe, dataset, record = _continued(request) if request.resume else _fresh(request, console)
+    what = _continued(request) if request.resume else _fresh(request, console)
+    summary, mlflow_ui = carry_out(*what, request, console, started=started)
+    _say(request, console, summary, mlflow_ui)
+    return summary
+
+
+def carry_out(
+    folder: RunFolder,
+    recipe: Recipe,
+    dataset: Dataset,
+    record: dict[str, Any],
+    request: Request,
+    console: Console,
+    *,
+    started: float,
+    tags: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Any], str]:
+    """Trains a resolved recipe in its folder, from the last checkpoint if there is one; does nothing where it is done.
+
+    record: what the run's folder says of it, completed here. request: only its workers, cluster and `data` count.
+    started: when the command began. tags: further ones in MLflow. Returns the summary, and what opens MLflow's UI.
+    Raises UserError.
+    """
     workers = request.workers or record.get("workers", 1)
     check_workers(recipe, workers)
     settings = tracking_of(folder, record)
     if "summary" in record and recipe == folder.recipe():
-        return _nothing_to_do(request, console, settings, record)
+        return _nothing_to_do(console, settings, record)
     from ssl_ray.training import cluster
     from ssl_ray.training.run import run, start_stream
 
@@ -97,7 +119,8 @@ def _pretrain(request: Request, console: Console) -> dict[str, Any]:
                 "dataset_digest": info.digest,
                 "ray.job_id": cluster.job_id(),
                 FOLDER: folder.uri,
-            },
+            }
+            | dict(tags or {}),
             run_id=record.get("mlflow_run_id"),
         )
         record |= {
@@ -149,13 +172,12 @@ def _pretrain(request: Request, console: Console) -> dict[str, Any]:
     }
     if result.status == "finished":
         folder.finish(summary)
-    _say(request, console, summary, ui_command(tracked.target))
-    return summary
+    return summary, ui_command(tracked.target)
 
 
 def _nothing_to_do(
-    request: Request, console: Console, settings: TrackingSettings, record: dict[str, Any]
-) -> dict[str, Any]:
+    console: Console, settings: TrackingSettings, record: dict[str, Any]
+) -> tuple[dict[str, Any], str]:
     """A finished run is not run again; what MLflow has not got of it is delivered."""
     summary: dict[str, Any] = record["summary"]
     target = TrackingTarget(
@@ -164,8 +186,7 @@ def _nothing_to_do(
     console.print(f"{summary['run']} is finished: {summary['steps']} steps; nothing left to do")
     if os.path.isdir(target.folder) and (count := deliver(target.folder, target)):
         console.print(f"MLflow got {count} records kept from before")
-    _say(request, console, summary, ui_command(target))
-    return summary
+    return summary, ui_command(target)
 
 
 def _fresh(request: Request, console: Console) -> tuple[RunFolder, Recipe, Dataset, dict[str, Any]]:
@@ -213,6 +234,11 @@ def _continued(request: Request) -> tuple[RunFolder, Recipe, Dataset, dict[str, 
     assert request.resume is not None
     folder = RunFolder.find(request.resume, request.storage)
     record = folder.record()
+    if "command" in record:
+        raise UserError(
+            f"resume: run {folder.name!r} is no pretraining; continue it with the command that began it: "
+            f"{record['command']}"
+        )
     sys.path += [path for path in record["python_path"] if path not in sys.path]
     recipe = folder.recipe()
     if request.recipe is not None and request.recipe != recipe.name:

@@ -7,6 +7,7 @@ import pytest
 
 from ssl_ray.data import views
 from ssl_ray.data.augment.geometry import CenterCrop, RandomResizedCrop, RandomSquare
+from ssl_ray.data.augment.rand_augment import RandAugment
 from ssl_ray.data.augment.transforms import (
     ColorDropping,
     ColorJitter,
@@ -23,6 +24,7 @@ from ssl_ray.data.views import (
     byol_views,
     cae_views,
     deepcluster_views,
+    finetune_views,
     mae_views,
     moco_v1_views,
     moco_v2_views,
@@ -50,6 +52,7 @@ SMALL: dict[Preset, dict[str, Any]] = {
     relative_loc_views: {"patch_side": 8},
     simmim_views: {"mask_patch_size": 8},
     cae_views: {"token_size": 16, "patch_size": 4, "num_masked": 24, "min_masked": 4},
+    finetune_views: {"num_ops": 1, "mixup": 0.8, "cutmix": 1.0},
 }
 
 FLIP, GRAY, BLUR = HorizontalFlip(0.5), Grayscale(0.2), GaussianBlur(0.5, (0.1, 2.0))
@@ -77,6 +80,14 @@ PUBLISHED: dict[Preset, list[View]] = {
     odc_views: [TURNED],
     rotation_views: [View(224, FULL, (FLIP,), "bilinear")],
     mae_views: [View(224, FIFTH, (FLIP,), "bicubic")],
+    finetune_views: [
+        View(
+            224,
+            FULL,
+            (FLIP, ColorJitter(0.4, 0.4, 0.4, 0.0, p=1.0), RandAugment(0)),
+            "bicubic",
+        )
+    ],
     simmim_views: [View(192, RandomResizedCrop((0.67, 1.0)), (FLIP,), "bilinear")],
     plain_views: [View(224, CenterCrop(0.875), (), "bilinear")],
 }
@@ -146,6 +157,7 @@ def test_every_setting_of_a_preset_is_a_plain_value_with_an_effect(preset: Prese
                 "patch_side": 2,
                 "gap": 2,
                 "mask_patch_size": 16,
+                "num_ops": 3,
             }.get(name, default - 2)
         elif name in ("degrees", "min_sigma", "max_sigma"):
             value = 1.5
