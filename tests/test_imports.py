@@ -38,7 +38,7 @@ PLACES = {
     "mlflow": ("tracking/",),
     "typer": ("cli/",),
     "rich": ("console.py",),
-    "matplotlib": ("training/artifacts.py", "evaluation/"),
+    "matplotlib": ("training/artifacts.py", "evaluation/", "tuning/plots.py"),
 }
 # Within training Ray is the business of these alone; optimisers, schedules and checkpoints are plain torch.
 RAY_IN_TRAINING = {"run.py", "loop.py", "cluster.py"}

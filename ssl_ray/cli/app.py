@@ -14,6 +14,7 @@ from ssl_ray.cli.import_ import import_checkpoint
 from ssl_ray.cli.list_ import list_recipes
 from ssl_ray.cli.pretrain import pretrain
 from ssl_ray.cli.show import show
+from ssl_ray.cli.tune import tune
 
 app = typer.Typer(
     name="ssl-ray",
@@ -47,6 +48,7 @@ def version() -> None:
 
 
 app.command()(pretrain)
+app.command()(tune)
 app.add_typer(data, name="data")
 app.command("list")(list_recipes)
 app.command()(show)

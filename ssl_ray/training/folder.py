@@ -34,18 +34,22 @@ class RunFolder:
         return cls(storage if "://" in storage else os.path.abspath(storage), name)
 
     @classmethod
-    def find(cls, run: str, storage: str) -> "RunFolder":
-        """The folder that a user means by `run`: a path, a URI, or a name in `storage`. Raises UserError if none is."""
+    def find(cls, run: str, storage: str, holds: str = RUN) -> "RunFolder":
+        """The folder that a user means by `run`: a path, a URI, or a name in `storage`. Raises UserError if none is.
+
+        holds: the file that tells it from others.
+        """
         path, mark, query = run.partition("?")
         above, last = os.path.split(path.rstrip("/"))
         for parent, name in ((storage, run), (f"{above}{mark}{query}", last)):
             if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 folder = cls.at(parent or ".", name)
-                if folder.exists():
+                if folder.holds(holds):
                     return folder
+        what = "run" if holds == RUN else holds.partition(".")[0]
         raise UserError(
-            f"resume: no run {run!r} (looked for {RUN} in {run!r} and below {storage!r}); give the run's folder "
-            "or its name"
+            f"resume: no {what} {run!r} (looked for {holds} in {run!r} and below {storage!r}); give its folder or "
+            "its name"
         )
 
     @property
@@ -60,37 +64,54 @@ class RunFolder:
 
     def exists(self) -> bool:
         """Whether a run has begun here."""
+        return self.holds(RUN)
+
+    def holds(self, file: str) -> bool:
+        """Whether there is a file of that name."""
         with self._opened() as (filesystem, path):
-            found: bool = filesystem.get_file_info(f"{path}/{RUN}").type == fs.FileType.File
+            found: bool = filesystem.get_file_info(f"{path}/{file}").type == fs.FileType.File
         return found
+
+    def below(self, name: str) -> "RunFolder":
+        """A folder in this one."""
+        return RunFolder.at(self.uri, name)
 
     def begin(self, recipe: Recipe, record: dict[str, Any]) -> None:
         """Writes the recipe and the run's record; the record last, for it says that the run exists."""
+        self.create()
+        self.write(RECIPE, recipe.to_json())
+        self.write(RUN, record)
+
+    def create(self) -> None:
+        """Makes the folder itself, and those above it."""
         with self._opened() as (filesystem, path):
             filesystem.create_dir(path, recursive=True)
-        self._write(RECIPE, recipe.to_json())
-        self._write(RUN, record)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Adds the run's summary to its record: there is nothing left to do."""
-        self._write(RUN, self.record() | {"summary": summary})
+        self.update(summary=summary)
+
+    def update(self, **values: Any) -> None:
+        """Adds to the run's record."""
+        self.write(RUN, self.record() | values)
 
     def record(self) -> dict[str, Any]:
         """What `begin` wrote: MLflow run id, data set, versions; and `summary` once the run is finished."""
-        return self._read(RUN)
+        return self.read(RUN)
 
     def recipe(self) -> Recipe:
         """The resolved recipe of the run."""
-        return Recipe.from_json(self._read(RECIPE))
+        return Recipe.from_json(self.read(RECIPE))
 
-    def latest_checkpoint(self) -> str | None:
-        """Path or URI of the newest registered checkpoint."""
+    def latest_checkpoint(self, from_step: int = 0) -> str | None:
+        """Path or URI of the newest registered checkpoint, None if there is none of at least `from_step` steps."""
         with self._opened() as (filesystem, path):
             if filesystem.get_file_info(f"{path}/{CHECKPOINTS}").type != fs.FileType.File:
                 return None
-        results = self._read(CHECKPOINTS).get("checkpoint_results", [])
-        names = [result["checkpoint_dir_name"] for result in results]
-        return _below(self.uri, names[-1]) if names else None
+        results = self.read(CHECKPOINTS).get("checkpoint_results", [])
+        if not results or results[-1]["metrics"].get("step", 0) < from_step:
+            return None
+        return _below(self.uri, results[-1]["checkpoint_dir_name"])
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, str]]:
@@ -106,11 +127,13 @@ class RunFolder:
                 "exists and that you may, or choose another --storage"
             ) from error
 
-    def _write(self, file: str, value: dict[str, Any]) -> None:
+    def write(self, file: str, value: dict[str, Any]) -> None:
+        """Writes JSON."""
         with self._opened() as (filesystem, path), filesystem.open_output_stream(f"{path}/{file}") as stream:
             stream.write(json.dumps(value, indent=2).encode())
 
-    def _read(self, file: str) -> dict[str, Any]:
+    def read(self, file: str) -> dict[str, Any]:
+        """Reads JSON."""
         with self._opened() as (filesystem, path), filesystem.open_input_stream(f"{path}/{file}") as stream:
             content: dict[str, Any] = json.loads(stream.read())
         return content
