@@ -54,6 +54,10 @@ class Progress(tune.Callback):  # type: ignore[misc]
         self.logged = 0
         self.runs: dict[str, str] = {}
 
+    def __reduce__(self) -> Any:
+        """Tune keeps callbacks in its state; this one belongs to its process, and a resumed search brings its own."""
+        return tune.Callback, ()
+
     @property
     def outcomes(self) -> list[Outcome]:
         """All trials so far."""
