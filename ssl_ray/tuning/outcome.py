@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 from ssl_ray.paths import format_value
 
-Status = Literal["waiting", "running", "finished", "stopped", "failed"]
+Status = Literal["waiting", "running", "finished", "stopped", "interrupted", "failed"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """name: the trial's. run: its folder's. values: path -> value. score: of the last evaluation, None before the
-    first. epoch: of that evaluation. curve: (epoch, score) of all. cause: why it failed.
+    """name: the trial's. run: its folder's. values: path -> value. status: stopped by the scheduler, interrupted by
+    Ctrl-C or the time budget. score: of the last evaluation, None before the first. epoch: of that evaluation. curve:
+    (epoch, score) of all. cause: why it failed.
     """
 
     name: str

@@ -1,6 +1,5 @@
 """Ray Tune's callback in the driver: the console, and the search's own MLflow run, while trials train."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +50,7 @@ class Progress(tune.Callback):  # type: ignore[misc]
         self.console, self.bar, self.tracker, self.objective = console, bar, tracker, objective
         self.number, self.max_epochs = trials, max_epochs
         self.trials: list[Any] = []
+        self.latest: dict[str, dict[str, Any]] = {}
         self.logged = 0
         self.runs: dict[str, str] = {}
 
@@ -61,7 +61,7 @@ class Progress(tune.Callback):  # type: ignore[misc]
     @property
     def outcomes(self) -> list[Outcome]:
         """All trials so far."""
-        return [outcome_of(trial) for trial in self.trials]
+        return [outcome_of(trial, self.latest.get(trial.trial_id)) for trial in self.trials]
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
@@ -71,8 +71,9 @@ class Progress(tune.Callback):  # type: ignore[misc]
         name = trial_name(trial.trial_id)
         for text in result.get("said", ()):
             self.console.warn(f"{name}: {text}")
-        if result.get("heartbeat") or result.get("done"):
+        if result.get("heartbeat") or result.get("ended"):
             return
+        self.latest[trial.trial_id] = result  # Tune notes it in the trial after this call
         run = result.get("run", name)
         if self.runs.setdefault(name, run) != run:
             self.runs[name] = run
@@ -97,6 +98,7 @@ class Progress(tune.Callback):  # type: ignore[misc]
 
     def _ended(self, trials: list[Any], trial: Any) -> None:
         self.trials = trials
+        self.latest.pop(trial.trial_id, None)
         outcome = outcome_of(trial, ended=True)
         score = (
             "" if outcome.score is None else f", {self.objective.name} {self.objective.show(outcome.score)}"
@@ -114,7 +116,7 @@ class Progress(tune.Callback):  # type: ignore[misc]
         outcomes = self.outcomes
         best = best_of(outcomes)
         done = sum(min(o.epoch, self.max_epochs) for o in outcomes)
-        ended = sum(o.status in ("finished", "stopped", "failed") for o in outcomes)
+        ended = sum(o.status not in ("waiting", "running") for o in outcomes)
         self.bar.update(
             SearchStatus(
                 step=int(done),
@@ -132,33 +134,33 @@ class Progress(tune.Callback):  # type: ignore[misc]
         self.tracker.log(metrics, step=self.logged)
 
 
-def outcome_of(trial: Any, ended: bool = False) -> Outcome:
-    """What Tune knows of a trial, in our words. ended: whatever its status says."""
-    last = trial.last_result or {}
+def outcome_of(trial: Any, latest: dict[str, Any] | None = None, ended: bool = False) -> Outcome:
+    """What Tune knows of a trial, in our words. latest: a result newer than Tune's. ended: whatever its status says."""
+    last = latest or trial.last_result or {}
     status: Status = "waiting"
     if trial.status == "ERROR":
         status = "failed"
     elif trial.status == "TERMINATED" or ended:
-        status = "finished" if last.get("done") and METRIC in last else "stopped"
+        status = last.get("ended") or ("stopped" if last.get("done") else "interrupted")
     elif trial.status in ("RUNNING", "PAUSED"):
         status = "running"
     name = trial_name(trial.trial_id)
+    curve = [(epoch, score) for epoch, score in last.get("curve", [])]
     return Outcome(
         name=name,
         run=last.get("run", name),
         values=dict(trial.config),
         status=status,
-        score=last.get(METRIC),
+        score=curve[-1][1] if curve else None,
         epoch=float(last.get(TIME, 0.0)),
-        curve=[(epoch, score) for epoch, score in last.get("curve", [])],
-        cause=cause_of(trial) if status == "failed" else None,
+        curve=curve,
+        cause=cause_of(trial, last) if status == "failed" else None,
     )
 
 
-def cause_of(trial: Any) -> str:
-    """Why a trial failed, in one line: what our own error says, else the last line of the traceback."""
-    error = trial.get_error()
-    while (inner := getattr(error, "cause", None)) is not None:
-        error = inner
-    lines: Sequence[str] = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].removeprefix("ssl_ray.errors.UserError: ") if lines else type(error).__name__
+def cause_of(trial: Any, last: dict[str, Any]) -> str:
+    """Why a trial failed, in one line: its own words, else the last line of the traceback that Tune has."""
+    if last.get("cause"):
+        return str(last["cause"])
+    lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
+    return lines[-1] if lines else "its process ended without a word"

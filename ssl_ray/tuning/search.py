@@ -316,9 +316,13 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
             with make_tracker(parent.target) as tracker:
                 outcomes = _fit_tuner(search, fit, settings, parent.run_id, tracker, seconds, console, base)
                 search.outcomes = outcomes
-                open_trials = [o for o in outcomes if o.status in ("waiting", "running")]
-                status = "KILLED" if open_trials else "FINISHED"
-                summary = _summary(search, started, interrupted=bool(open_trials))
+                cut = len(outcomes) < plan.trials or any(
+                    o.status in ("waiting", "running", "interrupted") for o in outcomes
+                )
+                # A budget that is used up is a search that did as it was told.
+                interrupted = cut and (seconds is None or time.monotonic() - started < seconds)
+                status = "KILLED" if interrupted else "FINISHED"
+                summary = _summary(search, started, interrupted)
                 for file, figure in (
                     (
                         "parallel_coordinates.png",
@@ -337,7 +341,7 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
             parent.finish(status)
     finally:
         cluster.disconnect()
-    if not open_trials:
+    if not interrupted:
         folder.write(SEARCH_FILE, record | {"summary": summary})
     return _say(request, search, summary, console)
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray import tune
 
@@ -92,16 +92,24 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self.folder = self._latest_generation()
 
     def step(self) -> dict[str, Any]:
-        """Waits for an evaluation, the end, or a heartbeat."""
-        if self.thread is None:
-            self._begin()
+        """Waits for an evaluation, the end, or a heartbeat.
+
+        A mistake in the recipe and a run that diverges are an end like another, with a cause: starting again would meet
+        the same. Whatever else goes wrong is raised, for `--resume` to try again.
+        """
         try:
+            if self.thread is None:
+                self._begin()
             news = self.news.get(timeout=HEARTBEAT_S)
+            if isinstance(news, BaseException):
+                raise news
         except queue.Empty:
             return self._result(heartbeat=True)
-        if isinstance(news, BaseException):
-            raise news
-        return self._result(done="status" in news)
+        except UserError as error:
+            result = self._result(done=True, ended="failed", cause=str(error))
+            result.pop(METRIC, None)
+            return result
+        return self._result(done=True, ended="finished") if "status" in news else self._result()
 
     def cleanup(self) -> None:
         """Stops the training and waits for the end of its workers."""
@@ -134,8 +142,6 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         """Prepares the run in this thread, and starts it in another."""
         record = self.job.record | {"name": self.folder.name}
         before = self.folder.record() if self.folder.exists() else {}
-        if "cause" in before:
-            raise UserError(before["cause"])
         self.evaluations = list(before.get("evaluations", []))
         if self.take_over is not None:
             first = self._generation(0)
@@ -187,7 +193,6 @@ class Trial(tune.Trainable):  # type: ignore[misc]
                 )
             except UserError as error:
                 if "mlflow_run_id" in record:
-                    self.folder.update(cause=str(error))
                     _tag(settings, record, {"search.status": "failed", "search.cause": str(error)})
                 raise
             _tag(settings, record, {"search.status": self.summary["status"]})
@@ -202,7 +207,14 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self.folder.update(evaluations=self.evaluations)
         self.news.put(evaluation)
 
-    def _result(self, *, done: bool = False, heartbeat: bool = False) -> dict[str, Any]:
+    def _result(
+        self,
+        *,
+        done: bool = False,
+        heartbeat: bool = False,
+        ended: Literal["finished", "failed"] | None = None,
+        cause: str | None = None,
+    ) -> dict[str, Any]:
         said = []
         while not self.said.empty():
             said.append(self.said.get())
@@ -210,6 +222,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             TIME: 0.0,
             "done": done,
             "heartbeat": heartbeat,
+            "ended": ended,  # for "done" is also what Tune calls a trial that its scheduler stops
+            "cause": cause,
             "said": said,
             "run": self.folder.name,
             "curve": [[e["epoch"], e[self.job.objective.key]] for e in self.evaluations],
