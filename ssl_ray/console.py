@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self, TextIO
+from typing import Any, Literal, Protocol, Self, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console as RichConsole
@@ -75,6 +75,16 @@ def duration(seconds: float) -> str:
     if days:
         return f"{days}d {h:02}:{m:02}:{s:02}"
     return f"{h}:{m:02}:{s:02}" if h else f"{m}:{s:02}"
+
+
+class Reading(Protocol):
+    """What a bar shows: how much of how much, and in words. `TrainStatus` is one."""
+
+    @property
+    def step(self) -> int: ...  # noqa: D102
+
+    @property
+    def total_steps(self) -> int: ...  # noqa: D102
 
 
 class Console:
@@ -163,7 +173,7 @@ class Console:
 class TrainProgress:
     """A run under way. This one is for `--quiet`: it shows nothing."""
 
-    def update(self, status: TrainStatus) -> None:
+    def update(self, status: Reading) -> None:
         """Shows the newest reading."""
 
     def note(self, text: str) -> None:
@@ -189,9 +199,9 @@ class _Lines(TrainProgress):
         self._name = name
         self._clock = clock
         self._printed_at = -math.inf
-        self._pending: TrainStatus | None = None
+        self._pending: Reading | None = None
 
-    def update(self, status: TrainStatus) -> None:
+    def update(self, status: Reading) -> None:
         self._pending = status
         if status.step >= status.total_steps or self._clock() - self._printed_at >= _LINE_SECONDS:
             self._flush()
@@ -228,7 +238,7 @@ class _Bar(TrainProgress):
     def _render(self) -> Group:
         return Group(self._bar, Text(self._status, no_wrap=True, overflow="ellipsis"))
 
-    def update(self, status: TrainStatus) -> None:
+    def update(self, status: Reading) -> None:
         self._status = str(status)
         self._bar.update(self._task, completed=status.step, total=status.total_steps)
 

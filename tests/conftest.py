@@ -17,12 +17,14 @@ ON_TWO_CPUS = (
     "tests/cli/test_every_recipe.py",
     "tests/cli/test_pretrain.py",
     "tests/cli/test_runs_and_report.py",
+    "tests/cli/test_tune.py",
     "tests/faults/",
     "tests/test_readme.py",
     "tests/tracking/test_run_against_server.py",
     "tests/trained/test_finetune.py",
     "tests/trained/test_verbs.py",
     "tests/training/test_cluster.py",
+    "tests/tuning/test_kill.py",
 )
 
 

@@ -39,7 +39,7 @@ PLACES = {
     "typer": ("cli/",),
     "rich": ("console.py",),
     "jinja2": ("trained/report/",),
-    "matplotlib": ("training/artifacts.py", "evaluation/"),
+    "matplotlib": ("training/artifacts.py", "evaluation/", "tuning/plots.py"),
 }
 # Within training Ray is the business of these alone; optimisers, schedules and checkpoints are plain torch.
 RAY_IN_TRAINING = {"run.py", "loop.py", "cluster.py"}

@@ -18,6 +18,7 @@ from ssl_ray.cli.pretrain import pretrain
 from ssl_ray.cli.report import report
 from ssl_ray.cli.runs import app as runs
 from ssl_ray.cli.show import show
+from ssl_ray.cli.tune import tune
 
 app = typer.Typer(
     name="ssl-ray",
@@ -51,6 +52,7 @@ def version() -> None:
 
 
 app.command()(pretrain)
+app.command()(tune)
 app.add_typer(data, name="data")
 app.command("list")(list_recipes)
 app.command()(show)

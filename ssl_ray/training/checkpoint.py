@@ -52,8 +52,14 @@ def load(directory: str | Path, device: torch.device | str = "cpu") -> dict[str,
 
 
 def restore(directory: str | Path, algorithm: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Any]:
-    """Puts a checkpoint's state into algorithm and optimiser. Returns (next step, evaluations so far)."""
+    """Puts a checkpoint's state into algorithm and optimiser. Returns (next step, evaluations so far).
+
+    The optimiser keeps its own weight decay, momentum and the like: they are the recipe's, which may differ by now.
+    """
     state = load(directory)
     algorithm.load_state_dict(state["algorithm"])
+    chosen = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state["optimizer"])
+    for group, values in zip(optimizer.param_groups, chosen, strict=True):
+        group.update(values)
     return state["next_step"], state["evaluations"]

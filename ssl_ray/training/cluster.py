@@ -46,6 +46,12 @@ class Resources:
         return {"CPU": self.cpus, "GPU": self.gpus}
 
 
+def set_environment() -> None:
+    """What Ray reads from the environment of a process that drives a run; before it imports `ray.train`."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 def connect(
     address: str | None, *, verbose: bool, python_path: Sequence[str] = (), actor_pool: bool = False
 ) -> None:
@@ -54,8 +60,7 @@ def connect(
     python_path: folders of the user's own modules, for the workers to import them from. actor_pool: this driver will
     run actor pools of Ray Data, of whose arguments Ray's core itself complains on stderr at each actor's start.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment()
     if not verbose:
         os.environ.setdefault("RAY_LOG_TO_DRIVER_EVENT_LEVEL", "FATAL")
     address = address or os.environ.get("RAY_ADDRESS")
@@ -158,6 +163,11 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def alive_nodes() -> list[dict[str, float]]:
+    """What each node of the connected cluster has in all: "CPU", "GPU", ..."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def fit_workers(workers: int, cpus_per_worker: float | None, gpus_per_worker: float | None) -> Resources:
     """Decides what each worker takes, and refuses what the cluster cannot serve.
 
@@ -165,7 +175,7 @@ def fit_workers(workers: int, cpus_per_worker: float | None, gpus_per_worker: fl
     a word. By default a worker takes a GPU where there are any, and one CPU; less on a machine with few, and more where
     one machine without a GPU trains, for there the worker's CPUs are what computes.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = alive_nodes()
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
     if gpus_per_worker is None:
@@ -195,13 +205,13 @@ def fit_workers(workers: int, cpus_per_worker: float | None, gpus_per_worker: fl
             f"one more, {has}; use fewer --workers or a smaller --cpus-per-worker"
         )
     resources = Resources(cpus_per_worker, gpus_per_worker)
-    placed, most_left = _place(workers, resources, nodes)
+    placed, left = place(workers, resources, nodes)
     if placed < workers:
         raise UserError(
             f"workers: only {placed} of {workers} workers of {cpus_per_worker:g} CPUs and {gpus_per_worker:g} GPUs fit "
             f"on single nodes, {has}; use --workers {placed} or smaller workers"
         )
-    if most_left < 1:
+    if max(left) < 1:
         raise UserError(
             f"workers: {workers} workers of {cpus_per_worker:g} CPUs leave no node a whole CPU for the data, {has}; "
             "use fewer --workers or a smaller --cpus-per-worker"
@@ -209,15 +219,15 @@ def fit_workers(workers: int, cpus_per_worker: float | None, gpus_per_worker: fl
     return resources
 
 
-def _place(workers: int, resources: Resources, nodes: list[dict[str, float]]) -> tuple[int, float]:
-    """Workers that fit when nodes are filled one by one, and the CPUs then left on the emptiest node."""
-    placed, most_left = 0, 0.0
+def place(workers: int, resources: Resources, nodes: list[dict[str, float]]) -> tuple[int, list[float]]:
+    """Workers that fit when nodes are filled one by one, and the CPUs then left on each node."""
+    placed, left = 0, []
     for node in sorted(nodes, key=lambda node: node.get("CPU", 0.0), reverse=True):
         room = [node.get(name, 0.0) / need for name, need in resources.as_dict().items() if need]
         here = min(workers - placed, int(min(room, default=float(workers)) + 1e-9))
         placed += here
-        most_left = max(most_left, node.get("CPU", 0.0) - here * resources.cpus)
-    return placed, most_left
+        left.append(node.get("CPU", 0.0) - here * resources.cpus)
+    return placed, left
 
 
 def job_id() -> str:

@@ -35,18 +35,22 @@ class RunFolder:
         return cls(storage if "://" in storage else os.path.abspath(storage), name)
 
     @classmethod
-    def find(cls, run: str, storage: str) -> "RunFolder":
-        """The folder that a user means by `run`: a path, a URI, or a name in `storage`. Raises UserError if none is."""
+    def find(cls, run: str, storage: str, holds: str = RUN) -> "RunFolder":
+        """The folder that a user means by `run`: a path, a URI, or a name in `storage`. Raises UserError if none is.
+
+        holds: the file that tells it from others.
+        """
         path, mark, query = run.partition("?")
         above, last = os.path.split(path.rstrip("/"))
         for parent, name in ((storage, run), (f"{above}{mark}{query}", last)):
             if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 folder = cls.at(parent or ".", name)
-                if folder.exists():
+                if folder.holds(holds):
                     return folder
+        what = "run" if holds == RUN else holds.partition(".")[0]
         raise UserError(
-            f"resume: no run {run!r} (looked for {RUN} in {run!r} and below {storage!r}); give the run's folder "
-            "or its name"
+            f"resume: no {what} {run!r} (looked for {holds} in {run!r} and below {storage!r}); give its folder or "
+            "its name"
         )
 
     @property
@@ -61,45 +65,57 @@ class RunFolder:
 
     def exists(self) -> bool:
         """Whether a run has begun here."""
+        return self.holds(RUN)
+
+    def holds(self, file: str) -> bool:
+        """Whether there is a file of that name."""
         with self._opened() as (filesystem, path):
-            found: bool = filesystem.get_file_info(f"{path}/{RUN}").type == fs.FileType.File
+            found: bool = filesystem.get_file_info(f"{path}/{file}").type == fs.FileType.File
         return found
+
+    def below(self, name: str) -> "RunFolder":
+        """A folder in this one."""
+        return RunFolder.at(self.uri, name)
 
     def begin(self, recipe: Recipe, record: dict[str, Any]) -> None:
         """Writes the recipe and the run's record; the record last, for it says that the run exists."""
+        self.create()
+        self.write(RECIPE, recipe.to_json())
+        self.write(RUN, record)
+
+    def create(self) -> None:
+        """Makes the folder itself, and those above it."""
         with self._opened() as (filesystem, path):
             filesystem.create_dir(path, recursive=True)
-        self._write(RECIPE, recipe.to_json())
-        self._write(RUN, record)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Adds the run's summary to its record: there is nothing left to do."""
-        self._write(RUN, self.record() | {"summary": summary})
+        self.update(summary=summary)
+
+    def update(self, **values: Any) -> None:
+        """Adds to the run's record."""
+        self.write(RUN, self.record() | values)
 
     def record(self) -> dict[str, Any]:
         """What `begin` wrote: MLflow run id, data set, versions; and `summary` once the run is finished."""
-        return self._read(RUN)
+        return self.read(RUN)
 
     def recipe(self) -> Recipe:
         """The resolved recipe of the run."""
-        return Recipe.from_json(self._read(RECIPE))
+        return Recipe.from_json(self.read(RECIPE))
 
     def evaluations(self) -> list[dict[str, Any]]:
         """What was judged after training, oldest first; see `add_evaluation`."""
-        with self._opened() as (filesystem, path):
-            if filesystem.get_file_info(f"{path}/{EVALUATIONS}").type != fs.FileType.File:
-                return []
-        found: list[dict[str, Any]] = self._read(EVALUATIONS)["evaluations"]
+        if not self.holds(EVALUATIONS):
+            return []
+        found: list[dict[str, Any]] = self.read(EVALUATIONS)["evaluations"]
         return found
 
     def add_evaluation(self, evaluation: dict[str, Any]) -> str:
-        """Adds to the run's evaluations and returns their file; what is there stays whole if the write is cut short."""
+        """Adds to the run's evaluations and returns their file."""
         evaluations = [*self.evaluations(), evaluation]
-        with self._opened() as (filesystem, path):
-            filesystem.create_dir(path, recursive=True)
-        self._write(f"{EVALUATIONS}.tmp", {"evaluations": evaluations})
-        with self._opened() as (filesystem, path):
-            filesystem.move(f"{path}/{EVALUATIONS}.tmp", f"{path}/{EVALUATIONS}")
+        self.create()
+        self.write(EVALUATIONS, {"evaluations": evaluations})
         return _below(self.uri, EVALUATIONS)
 
     def keep(self, file: str, content: bytes) -> str:
@@ -110,14 +126,14 @@ class RunFolder:
                 stream.write(content)
         return _below(self.uri, file)
 
-    def latest_checkpoint(self) -> str | None:
-        """Path or URI of the newest registered checkpoint."""
-        with self._opened() as (filesystem, path):
-            if filesystem.get_file_info(f"{path}/{CHECKPOINTS}").type != fs.FileType.File:
-                return None
-        results = self._read(CHECKPOINTS).get("checkpoint_results", [])
-        names = [result["checkpoint_dir_name"] for result in results]
-        return _below(self.uri, names[-1]) if names else None
+    def latest_checkpoint(self, from_step: int = 0) -> str | None:
+        """Path or URI of the newest registered checkpoint, None if there is none of at least `from_step` steps."""
+        if not self.holds(CHECKPOINTS):
+            return None
+        results = self.read(CHECKPOINTS).get("checkpoint_results", [])
+        if not results or results[-1]["metrics"].get("step", 0) < from_step:
+            return None
+        return _below(self.uri, results[-1]["checkpoint_dir_name"])
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, str]]:
@@ -133,11 +149,17 @@ class RunFolder:
                 "exists and that you may, or choose another --storage"
             ) from error
 
-    def _write(self, file: str, value: dict[str, Any]) -> None:
-        with self._opened() as (filesystem, path), filesystem.open_output_stream(f"{path}/{file}") as stream:
-            stream.write(json.dumps(value, indent=2).encode())
+    def write(self, file: str, value: dict[str, Any]) -> None:
+        """Writes JSON; a kill in the middle leaves what was there. An object store shows an object when it is whole."""
+        name = f"{file}.tmp" if self.local else file
+        with self._opened() as (filesystem, path):
+            with filesystem.open_output_stream(f"{path}/{name}") as stream:
+                stream.write(json.dumps(value, indent=2).encode())
+            if name != file:
+                filesystem.move(f"{path}/{name}", f"{path}/{file}")
 
-    def _read(self, file: str) -> dict[str, Any]:
+    def read(self, file: str) -> dict[str, Any]:
+        """Reads JSON."""
         with self._opened() as (filesystem, path), filesystem.open_input_stream(f"{path}/{file}") as stream:
             content: dict[str, Any] = json.loads(stream.read())
         return content

@@ -50,7 +50,8 @@ class Job:
     """All a worker needs to know.
 
     recipe: resolved. total_steps: what schedules run over; stop_step: where the run ends, the same unless
-    max_steps says otherwise. dealer: handle of the stream's actor.
+    max_steps says otherwise. dealer: handle of the stream's actor. init_from: another run's checkpoint (path or URI),
+    to begin with where this run has none of its own.
     """
 
     recipe: Recipe
@@ -60,6 +61,7 @@ class Job:
     stop_step: int
     dealer: Any
     tracking: TrackingTarget | None
+    init_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,15 @@ def train(job: Job) -> dict[str, Any]:
 
     step = 0
     evaluations: list[dict[str, float]] = []
-    if (latest := ray.train.get_checkpoint()) is not None:
+    latest = ray.train.get_checkpoint()
+    if latest is None and job.init_from is not None:
+        latest = ray.train.Checkpoint(job.init_from)
+    if latest is not None:
         with latest.as_directory() as directory:
             step, evaluations = checkpoint.restore(directory, algorithm, optimizer)
+    _, stop = distributed.agree(False, rank == 0 and ray.get(job.dealer.stop_requested.remote()))
+    if stop:  # before a first step: there is nothing to save
+        return {"steps": step, "evaluations": evaluations, "images_per_second": 0.0}
 
     if training.compile:
         algorithm.compile()

@@ -5,15 +5,15 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ssl_ray import __version__
 from ssl_ray.console import Console
 from ssl_ray.data.source import Dataset, open_dataset
 from ssl_ray.errors import UserError
-from ssl_ray.experiments import load_recipe
+from ssl_ray.experiments import Chosen, load_recipe
 from ssl_ray.recipe import Recipe, overrides, parse_settings
 from ssl_ray.resolve import check_workers, resolve
 from ssl_ray.tracking import (
@@ -31,9 +31,13 @@ from ssl_ray.tracking import (
     ui_command,
 )
 from ssl_ray.training import artifacts
+from ssl_ray.training.control import Control
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
 from ssl_ray.training.preflight import preflight
+
+if TYPE_CHECKING:
+    from ssl_ray.training.cluster import Resources
 
 
 @dataclass(frozen=True)
@@ -97,70 +101,114 @@ def carry_out(
     if "summary" in record and recipe == folder.recipe():
         return _nothing_to_do(console, settings, record)
     from ssl_ray.training import cluster
-    from ssl_ray.training.run import run, start_stream
 
     # One after the other, though each takes seconds: Ray's start writes environment variables, torch reads them, and
     # glibc before 2.41 crashes where two threads do so at once.
     preflight(recipe)
     cluster.connect(request.address, verbose=request.verbose, python_path=record["python_path"])
     try:
-        preparing = prepare(settings)  # MLflow's first use of a store takes seconds: while the stream starts
         resources = cluster.fit_workers(workers, request.cpus_per_worker, request.gpus_per_worker)
-        stream = start_stream(recipe, dataset, folder, workers)
-        preparing.join()
-        info = dataset.train.info
-        tracked = open_run(
-            settings,
-            name=folder.name,
-            params=recipe.to_json(),
-            tags=default_tags()
-            | {
-                "world_size": str(workers),
-                "dataset_digest": info.digest,
-                "ray.job_id": cluster.job_id(),
-                FOLDER: folder.uri,
-            }
-            | dict(tags or {}),
-            run_id=record.get("mlflow_run_id"),
+        summary = train_in(
+            folder,
+            recipe,
+            dataset,
+            record,
+            workers=workers,
+            resources=resources,
+            settings=settings,
+            console=console,
+            verbose=request.verbose,
+            tags=tags,
+            started=started,
+            on_first_step=lambda: console.detail(
+                f"first steps logged {time.monotonic() - started:.1f} s after the command"
+            ),
         )
-        record |= {
-            "mlflow_run_id": tracked.run_id,
-            "mlflow_experiment_id": tracked.target.experiment_id,
-            "mlflow": {"uri": redact(settings.uri), "experiment": settings.experiment},
-            "workers": workers,
-        }
-        folder.begin(recipe, record)
-        status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
-        try:
-            # Artifacts alone: metrics are rank 0's, which keeps undelivered ones in a file that only one may write.
-            with make_tracker(tracked.target) as tracker:
-                tracked.log_dataset(info.name, info.digest, request.data)
-                artifacts.at_start(tracker, recipe, dataset)
-                result = run(
-                    recipe,
-                    dataset,
-                    stream,
-                    folder,
-                    workers=workers,
-                    resources=resources,
-                    tracking=tracked.target,
-                    console=console,
-                    verbose=request.verbose,
-                    on_first_step=lambda: console.detail(
-                        f"first steps logged {time.monotonic() - started:.1f} s after the command"
-                    ),
-                )
-                if result.status == "finished":
-                    status = "FINISHED"
-                elif result.status != "collapsed":
-                    status = "KILLED"
-                _tag_alarms(tracked, result.summary.get("alarms", []), console)
-                artifacts.at_end(tracker, recipe, result)
-        finally:
-            tracked.finish(status)
     finally:
         cluster.disconnect()
+    return summary, ui_command(target_of(settings, record))
 
+
+def train_in(
+    folder: RunFolder,
+    recipe: Recipe,
+    dataset: Dataset,
+    record: dict[str, Any],
+    *,
+    workers: int,
+    resources: "Resources",
+    settings: TrackingSettings,
+    console: Console,
+    verbose: bool = False,
+    tags: Mapping[str, str] | None = None,
+    control: Control | None = None,
+    init_from: str | None = None,
+    started: float | None = None,
+    on_first_step: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Trains a resolved recipe in `folder` on a connected cluster, tracked in one MLflow run. Returns its summary.
+
+    What `pretrain` does for one recipe and a search for each of its trials. record: what is known of the run, kept in
+    its folder; MLflow's ids are added. control: see `Control`. init_from: checkpoint of another run to begin with.
+    started: on the monotonic clock, for the summary's seconds; now if left out.
+    """
+    from ssl_ray.training import cluster
+    from ssl_ray.training.run import run, start_stream
+
+    started = time.monotonic() if started is None else started
+    preparing = prepare(settings)  # MLflow's first use of a store takes seconds: while the stream starts
+    stream = start_stream(recipe, dataset, folder, workers, init_from)
+    preparing.join()
+    info = dataset.train.info
+    tracked = open_run(
+        settings,
+        name=folder.name,
+        params=recipe.to_json(),
+        tags=default_tags()
+        | {
+            "world_size": str(workers),
+            "dataset_digest": info.digest,
+            "ray.job_id": cluster.job_id(),
+            FOLDER: folder.uri,
+        }
+        | dict(tags or {}),
+        run_id=record.get("mlflow_run_id"),
+    )
+    record |= {
+        "mlflow_run_id": tracked.run_id,
+        "mlflow_experiment_id": tracked.target.experiment_id,
+        "mlflow": {"uri": redact(settings.uri), "experiment": settings.experiment},
+        "workers": workers,
+    }
+    folder.begin(recipe, record)
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    try:
+        # Artifacts alone: metrics are rank 0's, which keeps undelivered ones in a file that only one may write.
+        with make_tracker(tracked.target) as tracker:
+            tracked.log_dataset(info.name, info.digest, record["data"])
+            artifacts.at_start(tracker, recipe, dataset)
+            result = run(
+                recipe,
+                dataset,
+                stream,
+                folder,
+                workers=workers,
+                resources=resources,
+                tracking=tracked.target,
+                console=console,
+                verbose=verbose,
+                control=control,
+                init_from=init_from,
+                on_first_step=on_first_step,
+            )
+            if result.status == "finished":
+                status = "FINISHED"
+            elif result.status != "collapsed":
+                status = "KILLED"
+            _tag_alarms(tracked, result.summary.get("alarms", []), console)
+            artifacts.at_end(tracker, recipe, result)
+    finally:
+        tracked.finish(status)
     summary = {
         "run": folder.name,
         "status": result.status,
@@ -172,7 +220,14 @@ def carry_out(
     }
     if result.status == "finished":
         folder.finish(summary)
-    return summary, ui_command(tracked.target)
+    return summary
+
+
+def target_of(settings: TrackingSettings, record: dict[str, Any]) -> TrackingTarget:
+    """The MLflow run that a record names."""
+    return TrackingTarget(
+        settings.uri, record["mlflow_experiment_id"], record["mlflow_run_id"], settings.folder
+    )
 
 
 def _nothing_to_do(
@@ -180,9 +235,7 @@ def _nothing_to_do(
 ) -> tuple[dict[str, Any], str]:
     """A finished run is not run again; what MLflow has not got of it is delivered."""
     summary: dict[str, Any] = record["summary"]
-    target = TrackingTarget(
-        settings.uri, record["mlflow_experiment_id"], record["mlflow_run_id"], settings.folder
-    )
+    target = target_of(settings, record)
     console.print(f"{summary['run']} is finished: {summary['steps']} steps; nothing left to do")
     if os.path.isdir(target.folder) and (count := deliver(target.folder, target)):
         console.print(f"MLflow got {count} records kept from before")
@@ -190,18 +243,44 @@ def _nothing_to_do(
 
 
 def _fresh(request: Request, console: Console) -> tuple[RunFolder, Recipe, Dataset, dict[str, Any]]:
+    dataset, loaded, python_path = open_request(request)
+    resolved = resolve(overrides(loaded.recipe, parse_settings(request.settings)), dataset.train.info)
+    recipe = resolved.recipe
+    name = request.name or f"{recipe.name}-{dataset.train.info.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = RunFolder.at(request.storage, name)
+    record = new_record(request, name, dataset, python_path)
+    if folder.exists():
+        if folder.recipe() != recipe:
+            raise UserError(
+                f"name: run {name!r} exists in {folder.storage} with another recipe; choose another --name, or "
+                f"continue that one with --resume {name}"
+            )
+        record = folder.record()
+        check_data(folder, record, dataset)
+    console.print(
+        f"{recipe.name} ({loaded.origin}) on {request.data}: {dataset.train.info.num_samples:,} images"
+    )
+    if dataset.note:
+        console.print(dataset.note)
+    for path, origin in resolved.origins.items():
+        console.detail(f"{path}: {origin}")
+    return folder, recipe, dataset, record
+
+
+def open_request(request: Request) -> tuple[Dataset, Chosen, list[str]]:
+    """The data set and the recipe that a request names, and the folders of the user's own modules. Raises UserError."""
     assert request.recipe is not None
     no_credentials("data", request.data)
     no_credentials("storage", request.storage)
     python_path = _python_path(request)
     sys.path += [path for path in python_path if path not in sys.path]
     dataset = open_dataset(request.data, holdout=request.holdout, **request.columns)
-    loaded = load_recipe(request.recipe, scale=request.scale, info=dataset.train.info)
-    resolved = resolve(overrides(loaded.recipe, parse_settings(request.settings)), dataset.train.info)
-    recipe = resolved.recipe
-    name = request.name or f"{recipe.name}-{dataset.train.info.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = RunFolder.at(request.storage, name)
-    record: dict[str, Any] = {
+    return dataset, load_recipe(request.recipe, scale=request.scale, info=dataset.train.info), python_path
+
+
+def new_record(request: Request, name: str, dataset: Dataset, python_path: list[str]) -> dict[str, Any]:
+    """What a run's folder says of it from the start."""
+    return {
         "name": name,
         "data": request.data,
         "columns": request.columns,
@@ -212,22 +291,6 @@ def _fresh(request: Request, console: Console) -> tuple[RunFolder, Recipe, Datas
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python_path": python_path,
     }
-    if folder.exists():
-        if folder.recipe() != recipe:
-            raise UserError(
-                f"name: run {name!r} exists in {folder.storage} with another recipe; choose another --name, or "
-                f"continue that one with --resume {name}"
-            )
-        record = folder.record()
-        _check_data(folder, record, dataset)
-    console.print(
-        f"{recipe.name} ({loaded.origin}) on {request.data}: {dataset.train.info.num_samples:,} images"
-    )
-    if dataset.note:
-        console.print(dataset.note)
-    for path, origin in resolved.origins.items():
-        console.detail(f"{path}: {origin}")
-    return folder, recipe, dataset, record
 
 
 def _continued(request: Request) -> tuple[RunFolder, Recipe, Dataset, dict[str, Any]]:
@@ -246,7 +309,7 @@ def _continued(request: Request) -> tuple[RunFolder, Recipe, Dataset, dict[str, 
             f"resume: run {folder.name!r} trains {recipe.name}, not {request.recipe}; leave the name out"
         )
     dataset = open_dataset(record["data"], holdout=record["holdout"], **record["columns"])
-    _check_data(folder, record, dataset)
+    check_data(folder, record, dataset)
     # Of the settings only --steps comes with --resume: how far to go now.
     return folder, overrides(recipe, parse_settings(request.settings)), dataset, record
 
@@ -274,7 +337,7 @@ def no_credentials(option: str, uri: str) -> None:
         )
 
 
-def _check_data(folder: RunFolder, record: dict[str, Any], dataset: Dataset) -> None:
+def check_data(folder: RunFolder, record: dict[str, Any], dataset: Dataset) -> None:
     """Raises UserError unless the run began with this data."""
     if dataset.train.info.digest != record["dataset_digest"]:
         raise UserError(

@@ -25,6 +25,7 @@ from ssl_ray.errors import UserError
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import TrackingTarget
 from ssl_ray.training.cluster import Resources
+from ssl_ray.training.control import Control
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.loop import Fatal, Job, train_loop
 
@@ -63,11 +64,13 @@ class Stream:
     stop_step: int
 
 
-def start_stream(recipe: Recipe, dataset: Dataset, folder: RunFolder, workers: int) -> Stream:
+def start_stream(
+    recipe: Recipe, dataset: Dataset, folder: RunFolder, workers: int, init_from: str | None = None
+) -> Stream:
     """Starts the dealer of a resolved recipe on a connected cluster.
 
-    The pipe fills while MLflow opens and the workers start. A run that continues learns its step from the checkpoint
-    first.
+    The pipe fills while MLflow opens and the workers start. A run that continues, its own checkpoint or another's
+    (`init_from`), learns its step from there first.
     """
     plan = Plan(dataset.train.info.num_samples, recipe.training.global_batch_size, recipe.training.seed)
     total_steps = plan.total_steps(recipe.training.epochs)
@@ -82,7 +85,7 @@ def start_stream(recipe: Recipe, dataset: Dataset, folder: RunFolder, workers: i
             with_labels=getattr(recipe.algorithm.target, "needs_labels", False),
         )
     )
-    if folder.latest_checkpoint() is None:
+    if folder.latest_checkpoint() is None and init_from is None:
         ray.get(dealer.start.remote(0, workers))
     return Stream(dealer, plan, total_steps, stop_step)
 
@@ -98,18 +101,28 @@ def run(
     tracking: TrackingTarget | None,
     console: Console,
     verbose: bool = False,
+    control: Control | None = None,
+    init_from: str | None = None,
     on_first_step: Callable[[], None] = lambda: None,
 ) -> RunResult:
     """Trains a resolved recipe on a connected cluster, from the folder's last checkpoint if there is one.
 
-    Shows progress while it runs. One Ctrl-C ends the run with a checkpoint at its next look, a second one at once.
-    Raises UserError when the run cannot go on for a reason that starting it again would not mend.
+    Without one it begins with `init_from`, another run's checkpoint, or at step 0. Shows progress while it runs. One
+    Ctrl-C ends the run with a checkpoint at its next look, a second one at once. Raises UserError when the run cannot
+    go on for a reason that starting it again would not mend.
     """
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={
             "job": Job(
-                recipe, dataset, stream.plan, stream.total_steps, stream.stop_step, stream.dealer, tracking
+                recipe,
+                dataset,
+                stream.plan,
+                stream.total_steps,
+                stream.stop_step,
+                stream.dealer,
+                tracking,
+                init_from,
             )
         },
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
@@ -133,7 +146,13 @@ def run(
         while True:
             try:
                 for event in _events(stream.dealer, fit, news):
+                    if control is not None and control.stop.is_set() and result.status == "finished":
+                        result.status = "stopped"
+                        stream.dealer.request_stop.remote()
                     if isinstance(event, Fatal):
+                        if control is not None:
+                            stream.dealer.request_stop.remote()  # the restarted workers end at once
+                            fit.wait()
                         raise UserError(event.message)
                     if isinstance(event, TrainStatus):
                         if not result.history:
@@ -142,6 +161,8 @@ def run(
                         progress.update(event)
                     elif isinstance(event, dict):
                         progress.note(describe_evaluation(event))
+                        if control is not None:
+                            control.on_evaluation(event)
                     elif isinstance(event, Broken):
                         result.broken += 1
                         console.warn(f"{event.path}: {event.reason}; another sample took its place")
@@ -221,6 +242,10 @@ class _Background:
     @property
     def running(self) -> bool:
         return self._outcome.empty()
+
+    def wait(self) -> None:
+        """Until the call has ended, however."""
+        self.thread.join()
 
     def outcome(self) -> Any:
         succeeded, value = self._outcome.get()

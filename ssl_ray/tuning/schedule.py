@@ -1,0 +1,94 @@
+"""How a search chooses values and which trials it lets go on: Ray Tune's parts, made from what the user chose."""
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from ray import tune
+
+from ssl_ray.errors import UserError
+from ssl_ray.tuning.plan import SearchPlan
+from ssl_ray.tuning.space import Choice, Integer, LogUniform, Quantized, Space, Uniform
+
+METRIC, TIME = "objective", "epoch"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What `tune.TuneConfig` takes. space: path -> Tune's domain, empty where the searcher holds it."""
+
+    space: dict[str, Any]
+    searcher: Any
+    scheduler: Any
+    num_samples: int
+
+
+def make_parts(plan: SearchPlan, concurrent: int) -> Parts:
+    """Tune's searcher and scheduler. Raises UserError where Optuna is wanted and not installed."""
+    random.seed(plan.seed)  # PBT draws from here
+    domains = {path: _domain(space) for path, space in plan.search.items()}
+    if plan.grid is not None:
+        domains = {path: tune.grid_search(list(values)) for path, values in plan.grid.items()}
+    samples = 1 if plan.scheduler == "grid" else plan.trials
+    if plan.scheduler == "optuna":
+        return Parts({}, _optuna(plan, domains, concurrent), _asha(plan), samples)
+    from ray.tune.search import BasicVariantGenerator
+
+    searcher = BasicVariantGenerator(max_concurrent=concurrent, random_state=plan.seed)
+    scheduler = {"asha": _asha, "pbt": _pbt}.get(plan.scheduler, lambda _: tune.schedulers.FIFOScheduler())
+    return Parts(domains, searcher, scheduler(plan), samples)
+
+
+def _asha(plan: SearchPlan) -> Any:
+    return tune.schedulers.ASHAScheduler(
+        time_attr=TIME,
+        max_t=plan.max_epochs + 1,  # a trial at its last epoch ends by itself, with its last checkpoint
+        grace_period=plan.grace,
+        reduction_factor=plan.reduction,
+    )
+
+
+def _pbt(plan: SearchPlan) -> Any:
+    return tune.schedulers.PopulationBasedTraining(
+        time_attr=TIME,
+        perturbation_interval=plan.interval,
+        hyperparam_mutations={path: _domain(plan.search[path]) for path in plan.mutated},
+        require_attrs=False,
+        log_config=False,
+    )
+
+
+def _optuna(plan: SearchPlan, domains: dict[str, Any], concurrent: int) -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError(
+            "scheduler: optuna is not installed; pip install 'ssl-ray[tune]', or use --scheduler asha"
+        ) from error
+    import warnings
+
+    from ray.tune.search import ConcurrencyLimiter
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"optuna\.")
+    # A tenth or so of the trials, at least a few, tell the sampler what the space looks like.
+    start = min(10, max(2, math.ceil(plan.trials / 4)))
+    sampler = optuna.samplers.TPESampler(seed=plan.seed, n_startup_trials=start)
+    search = OptunaSearch(domains, metric=METRIC, mode="max", sampler=sampler)
+    return ConcurrencyLimiter(search, max_concurrent=concurrent)
+
+
+def _domain(space: Space) -> Any:
+    match space:
+        case Uniform():
+            return tune.uniform(space.low, space.high)
+        case LogUniform():
+            return tune.loguniform(space.low, space.high)
+        case Quantized():
+            return tune.quniform(space.low, space.high, space.step)
+        case Integer():
+            return tune.randint(space.low, space.high + 1)
+        case Choice():
+            return tune.choice(list(space.values))

@@ -1,0 +1,486 @@
+"""From what a user asked for to a finished search: Ray Tune over a recipe, tracked as one MLflow run with a run in it
+for each trial.
+"""
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ssl_ray import experiments
+from ssl_ray.console import Console
+from ssl_ray.data.source import Dataset, open_dataset
+from ssl_ray.errors import UserError
+from ssl_ray.recipe import Recipe, overrides, parse_settings
+from ssl_ray.tracking import default_tags, make_tracker, open_run, redact, ui_command
+from ssl_ray.training import pretrain
+from ssl_ray.training.folder import RunFolder
+from ssl_ray.training.notices import Notices
+from ssl_ray.tuning import plots
+from ssl_ray.tuning.capacity import Fit, Nodes, fit_trials, parse_cluster
+from ssl_ray.tuning.objective import OBJECTIVES, Objective, choose_objective
+from ssl_ray.tuning.outcome import Outcome, best_of, ranked, table
+from ssl_ray.tuning.plan import SCHEDULERS, SearchPlan, make_plan
+from ssl_ray.tuning.space import Search, format_space, from_json, parse_searches, to_json
+
+SEARCH_FILE, BEST_FILE, TUNE_FOLDER = "search.json", "best.json", "tune"
+# Read by Ray Tune in the driver: no files of its own besides the state it resumes from, written every few seconds; a
+# trial may send a heartbeat before its first evaluation.
+_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "60",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for: the options of `ssl-ray tune`. base: those it shares with `ssl-ray pretrain`."""
+
+    base: pretrain.Request
+    searches: Sequence[str] = ()
+    scheduler: str = "asha"
+    objective: str | None = None
+    trials: int | None = None
+    concurrent: int | None = None
+    max_epochs: int | None = None
+    seed: int = 0
+    gpus_per_trial: float | None = None
+    time_budget: str | None = None
+    cluster: str | None = None
+    dry_run: bool = False
+
+
+@dataclass
+class _Search:
+    """A search that is ready to start, new or continued."""
+
+    folder: RunFolder
+    recipe: Recipe
+    dataset: Dataset
+    plan: SearchPlan
+    objective: Objective
+    record: dict[str, Any]
+    workers: int
+    resumed: bool = False
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+def tune(request: Request, console: Console) -> dict[str, Any]:
+    """Runs a search to its end and says how it went; with `dry_run` only what it would do. Returns what --json prints.
+
+    Raises UserError for whatever the user can mend.
+    """
+    with Notices(console.warn):
+        seconds = parse_duration(request.time_budget)
+        search = _continued(request) if request.base.resume else _fresh(request)
+        if request.dry_run:
+            return _dry_run(request, search, console)
+        if search.resumed and "summary" in search.record:
+            return _say(request, search, search.record["summary"], console)
+        return _run(request, search, seconds, console)
+
+
+def parse_duration(text: str | None) -> float | None:
+    """Seconds of "90s", "30m", "2h" or "1d"; None of None. Raises UserError."""
+    if text is None:
+        return None
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
+    try:
+        seconds = float(text[:-1]) * unit if unit else 0.0
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"time-budget: {text!r}; write a number and s, m, h or d, such as 30m")
+    return seconds
+
+
+def _fresh(request: Request) -> _Search:
+    base = request.base
+    dataset, chosen, python_path = pretrain.open_request(base)
+    settings = parse_settings(base.settings)
+    recipe = overrides(chosen.recipe, settings)
+    given = parse_searches(request.searches)
+    # What the user set stays as it is, unless searched by name.
+    space = {p: s for p, s in _own_space(str(base.recipe), recipe).items() if p not in settings} | given
+    objective = choose_objective(request.objective, dataset)
+    plan, recipe = make_plan(
+        recipe,
+        space,
+        scheduler=request.scheduler,
+        trials=request.trials,
+        max_epochs=request.max_epochs,
+        seed=request.seed,
+        chosen=settings,
+    )
+    workers = base.workers or max(1, int(request.gpus_per_trial or 1))
+    from ssl_ray.resolve import check_workers, resolve
+
+    check_workers(recipe, workers)
+    resolve(recipe, dataset.train.info)
+    name = base.name or f"tune-{recipe.name}-{dataset.train.info.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = RunFolder.at(base.storage, name)
+    if not request.dry_run and folder.holds(SEARCH_FILE):
+        raise UserError(
+            f"name: search {name!r} exists in {folder.storage}; continue it with --resume {name}, or choose another "
+            "--name"
+        )
+    record = pretrain.new_record(base, name, dataset, python_path) | {
+        "recipe": recipe.to_json(),
+        "search": to_json(space),
+        "objective": objective.name,
+        "workers": workers,
+        "origin": chosen.origin,
+        "plan": {
+            "scheduler": plan.scheduler,
+            "trials": plan.trials if plan.scheduler != "grid" else None,
+            "seed": plan.seed,
+            "chosen": [*settings, "evaluation.every_epochs"],
+        },
+    }
+    return _Search(folder, recipe, dataset, plan, objective, record, workers)
+
+
+def _continued(request: Request) -> _Search:
+    base = request.base
+    folder = RunFolder.find(str(base.resume), base.storage, holds=SEARCH_FILE)
+    record = folder.read(SEARCH_FILE)
+    sys.path += [path for path in record["python_path"] if path not in sys.path]
+    dataset = open_dataset(record["data"], holdout=record["holdout"], **record["columns"])
+    pretrain.check_data(folder, record, dataset)
+    plan, recipe = make_plan(
+        Recipe.from_json(record["recipe"]), from_json(record["search"]), max_epochs=None, **record["plan"]
+    )
+    return _Search(
+        *(folder, recipe, dataset, plan, OBJECTIVES[record["objective"]], record),
+        workers=base.workers or record["workers"],
+        resumed=True,
+    )
+
+
+def _own_space(source: str, recipe: Recipe) -> Search:
+    """The SEARCH of the file that a recipe comes from; of a recipe.json, that of the built-in of its name."""
+    file = source.partition(":")[0]
+    if source.endswith(".json"):
+        if recipe.name not in experiments.names():
+            return {}
+        file = recipe.name
+    found: Search = getattr(experiments.load(file), "SEARCH", {})
+    return found
+
+
+def _fit(request: Request, search: _Search, nodes: Nodes) -> Fit:
+    return fit_trials(
+        nodes,
+        workers=search.workers,
+        trials=search.plan.trials,
+        concurrent=request.concurrent,
+        cpus_per_worker=request.base.cpus_per_worker,
+        gpus_per_trial=request.gpus_per_trial,
+    )
+
+
+def _dry_run(request: Request, search: _Search, console: Console) -> dict[str, Any]:
+    if request.cluster is not None:
+        nodes = parse_cluster(request.cluster)
+    else:
+        from ssl_ray.training import cluster
+
+        cluster.connect(request.base.address, verbose=request.base.verbose)
+        try:
+            nodes = cluster.alive_nodes()
+        finally:
+            cluster.disconnect()
+    fit, plan = _fit(request, search, nodes), search.plan
+    said = {
+        "trials": plan.trials,
+        "concurrent": fit.concurrent,
+        "limit": fit.limit,
+        "workers_per_trial": fit.workers,
+        "cpus_per_worker": fit.resources.cpus,
+        "gpus_per_worker": fit.resources.gpus,
+        "cpus_per_trial": fit.resources.cpus * fit.workers,
+        "gpus_per_trial": fit.resources.gpus * fit.workers,
+        "nodes": len(nodes),
+        "cpus": sum(node.get("CPU", 0.0) for node in nodes),
+        "gpus": sum(node.get("GPU", 0.0) for node in nodes),
+        "cpus_for_data": fit.data_cpus,
+        "data_tasks_per_trial": fit.data_tasks,
+        "scheduler": plan.scheduler,
+        "objective": search.objective.name,
+        "max_epochs": plan.max_epochs,
+        "rungs": plan.rungs,
+        "exchange_every": plan.interval if plan.scheduler == "pbt" else None,
+        "mutated": list(plan.mutated),
+        "most_trial_epochs": plan.most_epochs,
+        "expected_trial_epochs": plan.expected_epochs,
+        "space": {path: format_space(space) for path, space in plan.search.items()},
+    }
+    if request.base.as_json:
+        console.json_line(said)
+        return said
+    rows = [
+        ("cluster", f"{said['nodes']} nodes, {said['cpus']:g} CPUs, {said['gpus']:g} GPUs"),
+        ("trials", f"{plan.trials}, {fit.concurrent} at a time (limited by {fit.limit})"),
+        (
+            "a trial",
+            f"{fit.workers} workers: {said['cpus_per_trial']:g} CPUs, {said['gpus_per_trial']:g} GPUs",
+        ),
+        (
+            "data",
+            f"{fit.data_cpus:g} CPUs left for it; {fit.data_tasks} tasks at a time for each trial"
+            + ("; trials wait for each other's" if fit.crowded else ""),
+        ),
+        ("scheduler", f"{plan.scheduler}: {SCHEDULERS[plan.scheduler]}"),
+        ("objective", search.objective.name),
+        ("epochs", f"{plan.max_epochs} for a trial that is not stopped"),
+    ]
+    if plan.rungs:
+        rows.append(("rungs", "after epoch " + ", ".join(map(str, plan.rungs))))
+        rows.append(("trial-epochs", f"about {plan.expected_epochs}, at most {plan.most_epochs}"))
+    else:
+        rows.append(("trial-epochs", f"at most {plan.most_epochs}"))
+    if plan.scheduler == "pbt":
+        rows.append(("exchange", f"every {plan.interval} epochs"))
+    console.table("The search", ["what", "how"], rows)
+    console.table(
+        "The space",
+        ["path", "values"] + (["while it trains"] if plan.mutated else []),
+        [
+            [p, format_space(s)]
+            + ([] if not plan.mutated else ["changes" if p in plan.mutated else "stays with the weights"])
+            for p, s in plan.search.items()
+        ],
+    )
+    return said
+
+
+def _run(request: Request, search: _Search, seconds: float | None, console: Console) -> dict[str, Any]:
+    started = time.monotonic()
+    base, plan, folder, record = request.base, search.plan, search.folder, search.record
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from ssl_ray.training import cluster
+
+    cluster.connect(base.address, verbose=base.verbose, python_path=record["python_path"])
+    try:
+        fit = _fit(request, search, cluster.alive_nodes())
+        if fit.crowded:
+            console.warn(
+                f"concurrent: {fit.concurrent} trials share {fit.data_cpus:g} CPUs for their data and wait for each "
+                "other; fewer --concurrent may be faster"
+            )
+        if not search.resumed:
+            console.print(f"{search.recipe.name} ({record['origin']}) on {record['data']}")
+        console.print(
+            f"{plan.trials} trials of at most {plan.max_epochs} epochs, {fit.concurrent} at a time, {plan.scheduler}; "
+            f"{search.objective.name} decides"
+        )
+        for path in plan.search if plan.mutated else ():
+            if path not in plan.mutated:
+                console.print(f"{path}: not changed while a trial trains; it goes with the weights")
+        settings = pretrain.tracking_of(folder, record)
+        parent = open_run(
+            settings,
+            name=folder.name,
+            params={
+                "recipe": search.recipe.name,
+                "data": record["data"],
+                "scheduler": plan.scheduler,
+                "objective": search.objective.name,
+                "trials": plan.trials,
+                "max_epochs": plan.max_epochs,
+                "seed": plan.seed,
+                "workers": search.workers,
+                "search": {path: format_space(space) for path, space in plan.search.items()},
+            },
+            tags=default_tags() | {"ray.job_id": cluster.job_id(), "search": "parent"},
+            run_id=record.get("mlflow_run_id"),
+        )
+        record |= {
+            "mlflow_run_id": parent.run_id,
+            "mlflow_experiment_id": parent.target.experiment_id,
+            "mlflow": {"uri": redact(settings.uri), "experiment": settings.experiment},
+        }
+        folder.create()
+        folder.write(SEARCH_FILE, record)
+        status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+        try:
+            with make_tracker(parent.target) as tracker:
+                outcomes = _fit_tuner(search, fit, settings, parent.run_id, tracker, seconds, console, base)
+                search.outcomes = outcomes
+                cut = len(outcomes) < plan.trials or any(
+                    o.status in ("waiting", "running", "interrupted") for o in outcomes
+                )
+                # A budget that is used up is a search that did as it was told.
+                interrupted = cut and (seconds is None or time.monotonic() - started < seconds)
+                status = "KILLED" if interrupted else "FINISHED"
+                summary = _summary(search, started, interrupted)
+                for file, figure in (
+                    (
+                        "parallel_coordinates.png",
+                        plots.parallel_coordinates(outcomes, plan.search, search.objective.name),
+                    ),
+                    ("learning_curves.png", plots.learning_curves(outcomes, search.objective.name)),
+                ):
+                    if figure is not None:
+                        tracker.log_figure(figure, file)
+                if summary["best"] is not None:
+                    best = folder.below(summary["best"]["run"]).recipe().to_json()
+                    folder.write(BEST_FILE, best)
+                    tracker.log_text(json.dumps(best, indent=2), BEST_FILE)
+                tracker.log_text(json.dumps(summary, indent=2), "summary.json")
+        finally:
+            parent.finish(status)
+    finally:
+        cluster.disconnect()
+    if not interrupted:
+        folder.write(SEARCH_FILE, record | {"summary": summary})
+    return _say(request, search, summary, console)
+
+
+def _fit_tuner(
+    search: _Search,
+    fit: Fit,
+    settings: Any,
+    parent: str,
+    tracker: Any,
+    seconds: float | None,
+    console: Console,
+    base: pretrain.Request,
+) -> list[Outcome]:
+    """Hands the search to Ray Tune. Returns what became of the trials; some wait still after a Ctrl-C."""
+    import logging
+
+    from ray import tune as ray_tune
+
+    from ssl_ray.tuning.progress import Progress
+    from ssl_ray.tuning.schedule import METRIC, make_parts
+    from ssl_ray.tuning.trial import Trial, TrialJob
+
+    plan, folder = search.plan, search.folder
+    job = TrialJob(
+        recipe=search.recipe,
+        dataset=search.dataset,
+        storage=folder.uri,
+        record={
+            name: search.record[name]
+            for name in ("data", "columns", "holdout", "dataset_digest", "ssl_ray", "python", "python_path")
+        }
+        | {"search": folder.name},
+        settings=settings,
+        parent=parent,
+        workers=search.workers,
+        resources=fit.resources,
+        objective=search.objective,
+        interval=plan.interval if plan.scheduler == "pbt" else None,
+        verbose=base.verbose,
+    )
+    # A trial's own process only waits. It takes memory of its node's and no CPU: a hundredth of a CPU taken here is a
+    # whole one that no data task finds free.
+    trainable = ray_tune.with_resources(
+        ray_tune.with_parameters(Trial, job=job), ray_tune.PlacementGroupFactory([{"memory": 1.0}])
+    )
+    if not base.verbose:
+        for name in ("ray.tune", "ray.air"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    with console.progress(plan.most_epochs, folder.name) as bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        progress = Progress(
+            console, bar, tracker, search.objective, trials=plan.trials, max_epochs=plan.max_epochs
+        )
+        run_config = ray_tune.RunConfig(
+            name=TUNE_FOLDER,
+            storage_path=folder.uri,
+            callbacks=[progress],
+            verbose=0,
+            failure_config=ray_tune.FailureConfig(max_failures=0),
+            checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=4, checkpoint_at_end=False),
+        )
+        path = folder.below(TUNE_FOLDER).uri
+        if search.resumed and ray_tune.Tuner.can_restore(path):
+            tuner = ray_tune.Tuner.restore(
+                path, trainable=trainable, resume_unfinished=True, resume_errored=True
+            )
+            # What was there is kept; the callback is new, for it holds this process's console.
+            tuner._local_tuner._run_config.callbacks = [progress]
+            tuner._local_tuner._tune_config.time_budget_s = seconds
+        else:
+            parts = make_parts(plan, fit.concurrent)
+            tuner = ray_tune.Tuner(
+                trainable,
+                param_space=parts.space,
+                tune_config=ray_tune.TuneConfig(
+                    metric=METRIC,
+                    mode="max",
+                    search_alg=parts.searcher,
+                    scheduler=parts.scheduler,
+                    num_samples=parts.num_samples,
+                    time_budget_s=seconds,
+                    reuse_actors=False,
+                ),
+                run_config=run_config,
+            )
+        tuner.fit()
+    return progress.outcomes
+
+
+def _summary(search: _Search, started: float, interrupted: bool) -> dict[str, Any]:
+    best = best_of(search.outcomes)
+    return {
+        "search": search.folder.name,
+        "status": "interrupted" if interrupted else "finished",
+        "folder": search.folder.uri,
+        "objective": search.objective.name,
+        "scheduler": search.plan.scheduler,
+        "mlflow_run_id": search.record["mlflow_run_id"],
+        "seconds": round(time.monotonic() - started, 1),
+        "trial_epochs": round(sum(o.epoch for o in search.outcomes), 2),
+        "best": None
+        if best is None
+        else {"trial": best.name, "run": best.run, "score": best.score, "epoch": best.epoch},
+        "best_recipe": None if best is None else f"{search.folder.uri}/{BEST_FILE}",
+        "trials": [
+            {
+                "trial": o.name,
+                "run": o.run,
+                "status": o.status,
+                "score": o.score,
+                "epoch": o.epoch,
+                "cause": o.cause,
+                "values": {
+                    p: v if isinstance(v, str | int | float | bool | None) else str(v)
+                    for p, v in o.values.items()
+                },
+            }
+            for o in ranked(search.outcomes)
+        ],
+    }
+
+
+def _say(request: Request, search: _Search, summary: dict[str, Any], console: Console) -> dict[str, Any]:
+    """The end of a search: a line of JSON, or for people the trials, best first, and where everything is."""
+    if request.base.as_json:
+        console.json_line(summary)
+        return summary
+    outcomes = search.outcomes or [
+        Outcome(t["trial"], t["run"], t["values"], t["status"], t["score"], t["epoch"], cause=t["cause"])
+        for t in summary["trials"]
+    ]
+    columns, rows = table(outcomes, list(search.plan.search), search.objective.name)
+    console.table("Trials, best first", columns, rows)
+    if summary["status"] != "finished":
+        console.print(f"interrupted; continue with:\n  ssl-ray tune --resume {summary['folder']}")
+    if summary["best"] is not None:
+        console.print(f"best:   ssl-ray pretrain {summary['best_recipe']}")
+    console.print(f"search: {summary['folder']}")
+    settings = pretrain.tracking_of(search.folder, search.record)
+    console.print(f"MLflow: {ui_command(pretrain.target_of(settings, search.record))}")
+    return summary

@@ -1,0 +1,60 @@
+"""Ranking, table and plots."""
+
+import math
+
+import cv2
+
+from ssl_ray.tuning.outcome import Outcome, best_of, ranked, table
+from ssl_ray.tuning.plots import _place, learning_curves, parallel_coordinates
+from ssl_ray.tuning.space import Choice, LogUniform
+
+SEARCH = {"a.lr": LogUniform(1e-4, 1e-2), "a.kind": Choice(("x", "y"))}
+
+
+def outcome(name, status="finished", score=None, epoch=3.0, lr=1e-3, kind="x", curve=()):
+    return Outcome(name, name, {"a.lr": lr, "a.kind": kind}, status, score, epoch, list(curve))
+
+
+TRIALS = [
+    outcome("low", score=0.2, curve=[(0, 0.1), (3, 0.2)]),
+    outcome("failed", "failed", score=0.9),
+    outcome("best", score=0.7, kind="y", curve=[(0, 0.1), (3, 0.7)]),
+    outcome("stopped", "stopped", score=0.3, epoch=1.0, curve=[(0, 0.1), (1, 0.3)]),
+    outcome("untrained", "running", score=0.8, epoch=0.0),
+    outcome("new", "waiting", epoch=0.0),
+]
+
+
+def test_the_best_has_trained_and_has_not_failed() -> None:
+    best = best_of(TRIALS)
+    assert best is not None
+    assert best.name == "best"
+    assert [o.name for o in ranked(TRIALS)][-1] == "failed"
+    assert best_of([TRIALS[1], TRIALS[4], TRIALS[5]]) is None
+
+
+def test_the_table_has_a_row_for_every_trial_best_first() -> None:
+    columns, rows = table(TRIALS, list(SEARCH), "knn_top1")
+    assert columns == ["trial", "knn_top1", "epochs", "status", "lr", "kind"]
+    assert len(rows) == len(TRIALS)
+    assert rows[1] == ["best", "0.7000", "3", "finished", "0.001", "y"]
+
+
+def test_where_values_are_on_an_axis() -> None:
+    assert math.isclose(_place(SEARCH, "a.lr", 1e-3), 0.5)
+    assert _place(SEARCH, "a.kind", "y") == 1
+    assert _place(SEARCH, "a.kind", "z") is None
+
+
+def test_plots_show_every_scored_trial(tmp_path) -> None:
+    figure = parallel_coordinates(TRIALS, SEARCH, "knn_top1")
+    drawn = [line for line in figure.axes[0].lines if len(line.get_xdata()) == len(SEARCH) + 1]
+    assert len(drawn) == 4
+    assert list(drawn[-1].get_ydata())[-1] == max(line.get_ydata()[-1] for line in drawn)
+    curves = learning_curves(TRIALS, "knn_top1")
+    assert len(curves.axes[0].lines) == 3
+    for name, picture in (("a.png", figure), ("b.png", curves)):
+        picture.savefig(tmp_path / name)
+        assert min(cv2.imread(str(tmp_path / name)).shape[:2]) > 200
+    assert parallel_coordinates(TRIALS[5:], SEARCH, "x") is None
+    assert learning_curves(TRIALS[5:], "x") is None
