@@ -7,6 +7,16 @@ from typing import Any
 from ssl_ray.tuning.outcome import Outcome, ranked, show
 from ssl_ray.tuning.space import Choice, LogUniform, Search
 
+# Beside its axis, and readable where lines cross it.
+_LABEL: dict[str, Any] = {
+    "xytext": (4, 0),
+    "textcoords": "offset points",
+    "fontsize": 8,
+    "va": "center",
+    "zorder": 4,
+    "bbox": {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5},
+}
+
 
 def parallel_coordinates(outcomes: Sequence[Outcome], search: Search, objective: str) -> Any:
     """A matplotlib figure: a line per trial across one axis per searched path, and the score's at the right.
@@ -44,15 +54,11 @@ def parallel_coordinates(outcomes: Sequence[Outcome], search: Search, objective:
         for value in _ticks(search, path):
             place = _place(search, path, value)
             if place is not None:
-                axes.annotate(
-                    show(value), (x, place), (4, 0), textcoords="offset points", fontsize=8, va="center"
-                )
+                axes.annotate(show(value), (x, place), **_LABEL)
     axes.axvline(len(paths), color="0.6", linewidth=1, zorder=1)
     for place in (0.0, 0.5, 1.0) if high > low else (0.5,):
         value = low + place * (high - low) if high > low else low
-        axes.annotate(
-            f"{value:.3f}", (len(paths), place), (4, 0), textcoords="offset points", fontsize=8, va="center"
-        )
+        axes.annotate(f"{value:.3f}", (len(paths), place), **_LABEL)
     names = [path.rpartition(".")[2] for path in paths]
     axes.set_xticks(range(len(paths) + 1), [*names, objective])
     axes.set_yticks([])

@@ -24,6 +24,19 @@ class Parts:
     num_samples: int
 
 
+class Asha(tune.schedulers.ASHAScheduler):  # type: ignore[misc]
+    """Successive halving that survives a restart.
+
+    Tune keeps no scheduler's state, so the rungs of a resumed search would be empty: each trial brings its curve along.
+    """
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Called by Tune for each trial, new or restored."""
+        super().on_trial_add(tune_controller, trial)
+        for epoch, score in (trial.last_result or {}).get("curve", []):
+            self.on_trial_result(tune_controller, trial, {TIME: epoch, METRIC: score})
+
+
 def make_parts(plan: SearchPlan, concurrent: int) -> Parts:
     """Tune's searcher and scheduler. Raises UserError where Optuna is wanted and not installed."""
     random.seed(plan.seed)  # PBT draws from here
@@ -41,7 +54,7 @@ def make_parts(plan: SearchPlan, concurrent: int) -> Parts:
 
 
 def _asha(plan: SearchPlan) -> Any:
-    return tune.schedulers.ASHAScheduler(
+    return Asha(
         time_attr=TIME,
         max_t=plan.max_epochs + 1,  # a trial at its last epoch ends by itself, with its last checkpoint
         grace_period=plan.grace,

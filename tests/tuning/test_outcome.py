@@ -58,3 +58,34 @@ def test_plots_show_every_scored_trial(tmp_path) -> None:
         assert min(cv2.imread(str(tmp_path / name)).shape[:2]) > 200
     assert parallel_coordinates(TRIALS[5:], SEARCH, "x") is None
     assert learning_curves(TRIALS[5:], "x") is None
+
+
+class _Trial:
+    """What we read of Ray Tune's trial."""
+
+    def __init__(self, status: str, error: str | None = None, **last: object) -> None:
+        self.trial_id, self.config, self.status, self.last_result = "ab12_00003", {"a.lr": 0.1}, status, last
+        self.error = error
+
+    def get_error(self) -> str | None:
+        return self.error
+
+
+def test_how_a_trial_ended() -> None:
+    from ssl_ray.tuning.progress import outcome_of
+
+    curve = {"epoch": 2.0, "curve": [[0, 0.1], [2, 0.5]]}
+    said = {
+        "waiting": _Trial("PENDING"),
+        "running": _Trial("RUNNING", **curve),
+        "finished": _Trial("TERMINATED", done=True, ended="finished", **curve),
+        "stopped": _Trial("TERMINATED", done=True, ended=None, **curve),
+        "interrupted": _Trial("TERMINATED", done=False, **curve),
+    }
+    for status, trial in said.items():
+        assert outcome_of(trial).status == status
+    assert outcome_of(said["stopped"]).score == 0.5
+    diverged = outcome_of(_Trial("TERMINATED", done=True, ended="failed", cause="the gradient", **curve))
+    assert (diverged.status, diverged.cause) == ("failed", "the gradient")
+    crashed = outcome_of(_Trial("ERROR", "Traceback\n  File x\nOSError: disk full\n"))
+    assert (crashed.name, crashed.status, crashed.cause) == ("trial-00003", "failed", "OSError: disk full")

@@ -125,3 +125,17 @@ def test_the_objective_follows_the_labels() -> None:
         choose_objective("knn_top1", unlabelled)
     with pytest.raises(UserError, match="there are knn_top1, rankme, embedding_std"):
         choose_objective("knn", digits)
+
+
+def test_a_restored_trial_brings_its_rungs_along() -> None:
+    from types import SimpleNamespace
+
+    made, _ = plan(epochs=9)
+    asha = make_parts(made, 1).scheduler
+    asha.set_search_properties("objective", "max")
+    before = SimpleNamespace(trial_id="a", last_result={"curve": [[0, 0.1], [1, 0.8], [3, 0.9]]})
+    fresh = SimpleNamespace(trial_id="b", last_result={})
+    for trial in (before, fresh):
+        asha.on_trial_add(None, trial)
+    assert asha.on_trial_result(None, fresh, {"epoch": 0.0}) == "CONTINUE", "a heartbeat"
+    assert asha.on_trial_result(None, fresh, {"epoch": 1.0, "objective": 0.2}) == "STOP"
