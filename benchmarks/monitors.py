@@ -1,9 +1,9 @@
 """What the monitors say of every algorithm's SMALL recipe, whether an alarm is raised, and what they cost.
 
 Trains in this process, without Ray, by the recipe's own steps on the images in their order, and evaluates `--looks`
-times with every monitor on. Cost: seconds of one evaluation (images decoded before, as from the second one on), of the
-default monitors and of all; and as a share of training time, the recipe's epochs between two evaluations long, at the
-measured time of a step without its data.
+times with every monitor on. Cost: seconds of one evaluation (images decoded before, as from the second one on) with the
+std alone, with kNN, with the default monitors, with all; and as a share of training time, the recipe's epochs between
+two evaluations long, at the measured time of a step without its data.
 
     python benchmarks/monitors.py [NAME ...] [--steps 140] [--looks 2] [--data fashion] [--set PATH=VALUE] [--json]
 """
@@ -32,14 +32,20 @@ from ssl_ray.training.optim import build_optimizer, set_lr
 from ssl_ray.training.schedules import learning_rate
 from ssl_ray.training.step import begin_epoch, step_seed, take_step
 
-EVERY = frozenset(
-    {"std", "rankme", "alpha_req", "uniformity", "alignment", "lidar", "clusters", "knn", "linear_probe"}
-)
+EVERY = Evaluation(alignment=True, lidar=True).monitors
+GROUPS = {
+    "std": frozenset({"std"}),
+    "kNN": frozenset({"std", "knn"}),
+    "default": Evaluation().monitors,
+    "all": EVERY,
+}
 SHOWN = {
     "std": "embedding/std",
     "rankme": "embedding/rankme",
     "p/std": "projection/std",
     "p/rankme": "projection/rankme",
+    "top": "embedding/top_direction",
+    "p/top": "projection/top_direction",
     "alpha": "embedding/alpha_req",
     "unif": "embedding/uniformity",
     "align": "embedding/alignment",
@@ -148,20 +154,14 @@ def measure(
         if done % max(1, steps // looks) == 0:
             evaluations.append({"step": done} | everything.run(trial.algorithm))
             raised[done] = [str(alarm) for alarm in collapses(evaluations)]
-    row = {"algorithm": name, "steps": steps, "evaluations": evaluations, "alarms": raised}
+    row: dict[str, Any] = {"algorithm": name, "steps": steps, "evaluations": evaluations, "alarms": raised}
     if cost:
         step = trial.seconds / steps
         between = step * trial.plan.steps_per_epoch * (recipe.evaluation.every_epochs or 1)
-        default = seconds_of(trial.evaluation(Evaluation().monitors), trial.algorithm)
-        every = seconds_of(everything, trial.algorithm)
-        row["cost"] = {
-            "step_seconds": step,
-            "between_evaluations_seconds": between,
-            "default_seconds": default,
-            "all_seconds": every,
-            "default_share": default / (between + default),
-            "all_share": every / (between + every),
-        }
+        row["cost"] = {"step_seconds": step, "between_evaluations_seconds": between}
+        for group, monitors in GROUPS.items():
+            seconds = seconds_of(trial.evaluation(monitors), trial.algorithm)
+            row["cost"][group] = {"seconds": seconds, "share": seconds / (between + seconds)}
     return row
 
 
@@ -208,15 +208,13 @@ def main() -> None:
     if not options.no_cost:
         console.table(
             "Cost of an evaluation, and as a share of training time",
-            ["algorithm", "step ms", "default s", "all s", "default %", "all %"],
+            ["algorithm", "step ms", *(f"{group} {unit}" for unit in "s%" for group in GROUPS)],
             [
                 (
                     row["algorithm"],
                     f"{1000 * row['cost']['step_seconds']:.0f}",
-                    f"{row['cost']['default_seconds']:.2f}",
-                    f"{row['cost']['all_seconds']:.2f}",
-                    f"{100 * row['cost']['default_share']:.1f}",
-                    f"{100 * row['cost']['all_share']:.1f}",
+                    *(f"{row['cost'][group]['seconds']:.2f}" for group in GROUPS),
+                    *(f"{100 * row['cost'][group]['share']:.1f}" for group in GROUPS),
                 )
                 for row in rows
             ],

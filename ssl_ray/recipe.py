@@ -101,7 +101,7 @@ class Evaluation(_Section):
     k and temperature are kNN's; kNN and the linear probe learn from at most `max_samples` training images. Each flag
     from `knn` to `clusters` switches one monitor; those of labels are off where there are none, `clusters` where the
     algorithm has none. Alignment and LiDAR see `view_images` images in augmented views: two of each, LiDAR lidar_views.
-    on_collapse: what an alarm does, which std, rankme and clusters can raise.
+    on_collapse: what an alarm does, which std, top_direction and clusters can raise.
     """
 
     every_epochs: Positive | None = 1
@@ -112,6 +112,7 @@ class Evaluation(_Section):
     linear_probe: bool = True
     std: bool = True
     rankme: bool = True
+    top_direction: bool = True
     alpha_req: bool = True
     uniformity: bool = True
     alignment: bool = False

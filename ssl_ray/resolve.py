@@ -89,10 +89,10 @@ def _refuse(recipe: Recipe, info: "DatasetInfo") -> None:
                 "evaluation.on_collapse 'stop' with evaluation.every_epochs null: without evaluations no collapse is "
                 "seen; set evaluation.every_epochs"
             )
-        if not evaluation.monitors & {"std", "rankme", "clusters"}:
+        if not evaluation.monitors & {"std", "top_direction", "clusters"}:
             raise UserError(
-                "evaluation.on_collapse 'stop' with evaluation.std, rankme and clusters all false: nothing can raise "
-                "the alarm; switch one on"
+                "evaluation.on_collapse 'stop' with evaluation.std, top_direction and clusters all false: nothing can "
+                "raise the alarm; switch one on"
             )
 
 

@@ -102,7 +102,7 @@ def test_resolving_is_complete_and_settles(name: str, info: DatasetInfo) -> None
             {
                 "evaluation.on_collapse": "stop",
                 "evaluation.std": False,
-                "evaluation.rankme": False,
+                "evaluation.top_direction": False,
                 "evaluation.clusters": False,
             },
             "nothing can raise the alarm",

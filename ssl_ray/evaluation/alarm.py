@@ -17,7 +17,7 @@ below 0.04 in 250 steps, while the pooled backbone features still show 0.5, beca
 So the place to look at is the projection, where there is one; and not before the first epoch: an untrained ResNet-50,
 its BN statistics still 0 and 1, shows 0.05 on photographs.
 """
-DIMENSIONAL = 2.0
+DIMENSIONAL = 0.9
 CLUSTERS = 0.9
 
 Evaluation = Mapping[str, float]
@@ -86,10 +86,11 @@ def _complete(evaluation: Evaluation) -> str | None:
 
 
 def _dimensional(evaluation: Evaluation) -> str | None:
-    name = _at("rankme", evaluation)
-    if name is None or not evaluation[name] < DIMENSIONAL or _complete(evaluation):
+    name = _at("top_direction", evaluation)
+    if name is None or not evaluation[name] > DIMENSIONAL or _complete(evaluation):
         return None
-    return f"{name} {evaluation[name]:.2f} (bound {DIMENSIONAL:g}): images differ along hardly more than one direction"
+    share = 100 * evaluation[name]
+    return f"{name}: {share:.1f} % of the variance lies along one direction (bound {100 * DIMENSIONAL:g} %)"
 
 
 def _cluster(evaluation: Evaluation) -> str | None:

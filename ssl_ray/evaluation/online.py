@@ -17,7 +17,7 @@ from ssl_ray.evaluation.images import AugmentedImages, PlainImages
 from ssl_ray.evaluation.knn import knn_accuracy
 from ssl_ray.evaluation.lidar import lidar
 from ssl_ray.evaluation.probe import linear_accuracy
-from ssl_ray.evaluation.spectrum import alpha_req
+from ssl_ray.evaluation.spectrum import alpha_req, top_direction
 from ssl_ray.evaluation.sphere import alignment, uniformity
 from ssl_ray.evaluation.undisturbed import undisturbed
 from ssl_ray.models.base import BaseModel
@@ -27,10 +27,11 @@ _LABELLED = ("knn", "linear_probe")
 _OF_FEATURES = {
     "std": embedding_std,
     "rankme": embedding_rank,
+    "top_direction": top_direction,
     "alpha_req": alpha_req,
     "uniformity": uniformity,
 }
-_OF_PROJECTIONS = ("std", "rankme")  # a collapse shows there first
+_OF_PROJECTIONS = ("std", "rankme", "top_direction")  # a collapse shows there first
 _OF_VIEWS = {"alignment": alignment, "lidar": lidar}
 
 
@@ -54,7 +55,8 @@ class OnlineEvaluation:
     probe; without a val split the rest sees training images. The numbers are the same on any number of ranks, up to
     float order.
 
-    monitors: which of std, rankme, alpha_req, uniformity, alignment, lidar, clusters, knn and linear_probe to measure.
+    monitors: which of std, rankme, top_direction, alpha_req, uniformity, alignment, lidar, clusters, knn and
+    linear_probe to measure.
     views: where the first view of alignment and LiDAR comes from; without it there is neither. They see view_images
     images; alignment sees two views of each, LiDAR lidar_views.
 
@@ -100,8 +102,9 @@ class OnlineEvaluation:
     def run(self, algorithm: BaseModel, *, trained: bool = True) -> dict[str, float]:
         """Measures `algorithm` as it is now. Every rank calls this, and gets the same numbers.
 
-        Returns those of `embedding/std`, `/rankme`, `/alpha_req`, `/uniformity`, `/alignment` and `/lidar`, of the
-        pooled backbone features, that are asked for; `projection/std` and `/rankme` where there is a projector;
+        Returns those of `embedding/std`, `/rankme`, `/top_direction`, `/alpha_req`, `/uniformity`, `/alignment` and
+        `/lidar`, of the pooled backbone features, that are asked for; the first three as `projection/...`, too, where
+        there is a projector;
         `clusters/...` (see `cluster_metrics`) where there are clusters; `val/knn_top1` and `val/linear_top1`, in 0..1,
         where labels exist. A decay that cannot be fitted is left out. trained: False before the first step, when no
         image has a cluster yet. The modules' training modes, BN statistics and torch's random state are left as they

@@ -53,6 +53,18 @@ def effective_rank(spectrum: Tensor) -> float:
 
 
 @torch.no_grad()
+def top_direction(z: Tensor) -> float:
+    """Share of the variance along the direction that has most of it, lambda_1 / sum of lambda, in 1/D..1.
+
+    1 when all images lie on a line, the last stage of what Jing et al. 2021 (arXiv 2110.09348) name dimensional
+    collapse. RankMe does not show it: it counts square roots of variances, and many small ones add up. z: (B, D). NaN
+    where z is not finite; 0 where nothing varies.
+    """
+    spectrum = eigenvalues(z, centred=True)
+    return float(spectrum[0] / spectrum.sum().clamp(min=torch.finfo(spectrum.dtype).tiny))
+
+
+@torch.no_grad()
 def alpha_req(z: Tensor) -> float:
     """Decay of the covariance's spectrum: alpha of lambda_j ~ j^-alpha. Source: Agrawal et al. 2022, alpha-ReQ.
 

@@ -9,11 +9,12 @@ HEALTHY = {
     "embedding/rankme": 30.0,
     "projection/std": 0.9,
     "projection/rankme": 40.0,
+    "projection/top_direction": 0.3,
     "clusters/largest": 0.1,
 }
 SIGNS = {
     "complete": {"projection/std": COMPLETE / 2},
-    "dimensional": {"projection/rankme": DIMENSIONAL * 0.9},
+    "dimensional": {"projection/top_direction": (1 + DIMENSIONAL) / 2},
     "cluster": {"clusters/largest": (1 + CLUSTERS) / 2},
     "not finite": {"projection/std": math.nan},
 }

@@ -97,7 +97,7 @@ class Prototyped(SwAV):
 
 EVERY: dict[str, Any] = {
     "monitors": (
-        *("std", "rankme", "alpha_req", "uniformity", "alignment", "lidar", "clusters"),
+        *("std", "rankme", "top_direction", "alpha_req", "uniformity", "alignment", "lidar", "clusters"),
         *("knn", "linear_probe"),
     ),
     "views": moco_v2_views(SIZE, min_scale=0.5),
@@ -107,6 +107,7 @@ EVERY: dict[str, Any] = {
 OF = {
     "std": {"embedding/std", "projection/std"},
     "rankme": {"embedding/rankme", "projection/rankme"},
+    "top_direction": {"embedding/top_direction", "projection/top_direction"},
     "alpha_req": {"embedding/alpha_req"},
     "uniformity": {"embedding/uniformity"},
     "alignment": {"embedding/alignment"},

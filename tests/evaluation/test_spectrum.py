@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ssl_ray.evaluation import spectrum
-from ssl_ray.evaluation.spectrum import alpha_req, effective_rank, eigenvalues
+from ssl_ray.evaluation.spectrum import alpha_req, effective_rank, eigenvalues, top_direction
 from tests.evaluation.ranks import on_ranks
 
 
@@ -60,19 +60,35 @@ def test_wide_features_have_the_spectrum_of_their_first_rows(
     torch.testing.assert_close(eigenvalues(z, centred=centred)[:9], expected)
 
 
+def test_top_direction_of_known_variances() -> None:
+    z = (
+        torch.cat([torch.diag(torch.tensor([3.0, 1.0, 1.0])), -torch.diag(torch.tensor([3.0, 1.0, 1.0]))])
+        + 50
+    )
+    assert top_direction(z) == pytest.approx(9 / 11)
+    assert top_direction(normal(5000, 50)) == pytest.approx(1 / 50, abs=0.005)
+    assert top_direction(normal(100, 1) @ normal(1, 50) + 7) == pytest.approx(1)
+
+
+def test_top_direction_of_one_point_and_of_nan() -> None:
+    assert top_direction(torch.full((10, 4), 0.5)) == 0
+    assert math.isnan(top_direction(torch.full((10, 4), math.nan)))
+
+
 @pytest.mark.parametrize("count", [1, 3, 17])
 def test_effective_rank_counts_equal_entries(count: int) -> None:
     assert effective_rank(torch.cat([torch.full((count,), 7.0), torch.zeros(5)])) == pytest.approx(count)
 
 
-def of_shard(rank: int, world_size: int) -> tuple[float, list[float]]:
+def of_shard(rank: int, world_size: int) -> tuple[float, float, list[float]]:
     z = power_law(1.0, 301, 30)[rank::world_size]
-    return alpha_req(z), eigenvalues(z, centred=False).tolist()
+    return alpha_req(z), top_direction(z), eigenvalues(z, centred=False).tolist()
 
 
 @pytest.mark.slow
 def test_two_ranks_equal_one() -> None:
-    alpha, values = of_shard(0, 1)
-    for ours, theirs in on_ranks(2, of_shard):
-        assert ours == pytest.approx(alpha, rel=1e-9)
-        assert theirs == pytest.approx(values, rel=1e-9)
+    alpha, top, values = of_shard(0, 1)
+    for its_alpha, its_top, its_values in on_ranks(2, of_shard):
+        assert its_alpha == pytest.approx(alpha, rel=1e-9)
+        assert its_top == pytest.approx(top, rel=1e-9)
+        assert its_values == pytest.approx(values, rel=1e-9)

@@ -1,6 +1,8 @@
 """Runs that end early because someone or something says so: with a checkpoint, or with the reason in one line."""
 
+import json
 import signal
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,50 @@ def test_gradients_that_stay_infinite_end_the_run_in_one_line(tmp_path: Path, tw
     ] * 3
     assert last.startswith("ssl-ray: the gradient is not finite since step ")
     assert "(3 steps in a row); lower optimization.base_lr" in last
+
+
+# Barlow Twins whose loss does not ask for different features.
+ONE_FEATURE = [
+    "--data=digits",
+    "--set=views.size=16",
+    "--set=algorithm.backbone.width=8",
+    "--set=algorithm.neck.in_channels=64",
+    "--set=algorithm.head.loss.lambd=0",
+    "--set=training.global_batch_size=64",
+    "--set=training.checkpoint_minutes=null",
+    "--set=evaluation.max_samples=200",
+    "--set=evaluation.every_epochs=1",
+]
+
+
+def test_a_collapse_ends_the_run_where_that_is_asked_for(tmp_path: Path, two_cpus: str) -> None:
+    there = f"--address={two_cpus}"
+    stop = ["--set=evaluation.on_collapse=stop", "--epochs=9", "--name=one", "--json"]
+    done = run(tmp_path, "pretrain", "barlow_twins", *ONE_FEATURE, *stop, there)
+    assert done.returncode == 3, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["status"] == "collapsed"
+    assert 0 < summary["steps"] < 9 * 20
+    (alarm,) = summary["alarms"]
+    assert alarm.startswith(f"dimensional collapse since step {summary['steps']} (not yet at step ")
+    assert "projection/rankme" in alarm
+    assert alarm in done.stderr
+    assert "Traceback" not in done.stderr
+
+    last = torch.load(Path(summary["checkpoint"]) / "checkpoint.pt", weights_only=True)
+    assert last["next_step"] == summary["steps"]
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        assert store.execute("select status from runs").fetchall() == [("FAILED",)]
+        assert store.execute("select value from tags where key = 'collapse'").fetchall() == [(alarm,)]
+        counts = store.execute(
+            "select value from metrics where key = 'collapse/alarms' order by step"
+        ).fetchall()
+        assert [count for (count,) in counts] == [0] * (len(counts) - 1) + [1]
+
+    again = run(tmp_path, "pretrain", "--resume=one", "--json", there)
+    assert again.returncode == 3, again.stderr
+    resumed = json.loads(again.stdout.splitlines()[-1])
+    assert resumed["steps"] > summary["steps"]
+    (still,) = resumed["alarms"]
+    since = f"since step {summary['steps']} "
+    assert since in still, "the alarm knows after the stop what it knew before"

@@ -80,6 +80,16 @@ def test_labels_are_in_the_order_of_the_data_set():
     assert torch.equal(partition(model.labels), partition(images()[1]))
 
 
+@pytest.mark.parametrize("make", [deepcluster, odc])
+def test_cluster_sizes_count_every_image_once(make):
+    model = make()
+    model.before_epoch(at(0), extract_for(model))
+    labels = model.labels if isinstance(model, DeepCluster) else model.memory.labels
+    sizes = model.cluster_sizes()
+    assert len(sizes) == model.head.num_classes
+    assert sizes.tolist() == [int((labels == k).sum()) for k in range(len(sizes))]
+
+
 def test_a_clustering_starts_the_classifier_anew_and_says_so():
     model = deepcluster()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

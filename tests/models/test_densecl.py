@@ -36,6 +36,12 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor) -> Tensor:
     return -(positive / (positive + sum((query @ n / 0.2).exp() for n in negatives))).log()
 
 
+def test_the_projector_makes_the_images_projection(views):
+    model = densecl().eval()
+    maps = model.backbone(views[0])
+    torch.testing.assert_close(model.projector(maps), model.neck.mlp(maps[-1].mean((2, 3))))
+
+
 @pytest.mark.parametrize("num_grid", [None, 2])
 def test_loss_cell_by_cell(views, num_grid):
     model = densecl(num_grid, loss_lambda=0.3).eval()

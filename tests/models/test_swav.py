@@ -213,3 +213,13 @@ def test_mistakes_are_one_line():
     }
     with pytest.raises(UserError, match=r"num_prototypes=\[3, 4\] is not supported"):
         mmselfsup.from_config({"type": "SwAV", **parts})
+
+
+def test_images_fall_to_their_nearest_prototype():
+    model = swav().eval()
+    with torch.no_grad():
+        model.head.prototypes.weight.copy_(unit(12, 8))
+        projections = model.projector(model.backbone(torch.randn(6, 3, 16, 16)))
+    nearest = (projections @ model.head.prototypes.weight.T).argmax(1)
+    assert model.assign(projections).tolist() == [int((nearest == k).sum()) for k in range(12)]
+    assert model.cluster_sizes() is None, "no image of the training set has a prototype of its own"
