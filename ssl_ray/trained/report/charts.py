@@ -26,6 +26,8 @@ _TITLES = {
     "perf/images_per_second": "Images per second",
     "perf/step_time": "Seconds per step",
     "perf/data_wait": "Share of step time spent waiting for data",
+    "train/contrast_top1": "Right key ranked first",
+    "train/token_accuracy": "Tokens guessed right",
     "train/grad_norm": "Norm of the gradient",
     "sys/gpu_mem_gb": "GPU memory, GiB",
 }
