@@ -29,7 +29,10 @@ def evaluate(
     actors: Annotated[
         int | None,
         typer.Option(
-            "--actors", "--workers", min=1, help="Processes that make features. [default: by the cluster]"
+            "--actors",
+            "--workers",
+            min=1,
+            help="Processes that make features, or train with finetune. [default: by the cluster; 1 to train]",
         ),
     ] = None,
     gpus_per_actor: Annotated[
