@@ -191,6 +191,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
                     control=self.control,
                     init_from=record.get("init_from"),
                 )
+                if self.summary["status"] == "collapsed":  # evaluation.on_collapse=stop
+                    raise UserError("; ".join(self.summary["alarms"]))
             except UserError as error:
                 if "mlflow_run_id" in record:
                     _tag(settings, record, {"search.status": "failed", "search.cause": str(error)})
