@@ -16,7 +16,7 @@ METRIC, TIME = "objective", "epoch"
 
 @dataclass(frozen=True)
 class Parts:
-    """What `tune.TuneConfig` takes. space: path -> Tune's domain, empty where the searcher holds it."""
+    """What `tune.TuneConfig` takes. space: path -> Tune's domain."""
 
     space: dict[str, Any]
     searcher: Any
@@ -45,7 +45,7 @@ def make_parts(plan: SearchPlan, concurrent: int) -> Parts:
         domains = {path: tune.grid_search(list(values)) for path, values in plan.grid.items()}
     samples = 1 if plan.scheduler == "grid" else plan.trials
     if plan.scheduler == "optuna":
-        return Parts({}, _optuna(plan, domains, concurrent), _asha(plan), samples)
+        return Parts(domains, _optuna(plan, concurrent), _asha(plan), samples)
     from ray.tune.search import BasicVariantGenerator
 
     searcher = BasicVariantGenerator(max_concurrent=concurrent, random_state=plan.seed)
@@ -72,7 +72,7 @@ def _pbt(plan: SearchPlan) -> Any:
     )
 
 
-def _optuna(plan: SearchPlan, domains: dict[str, Any], concurrent: int) -> Any:
+def _optuna(plan: SearchPlan, concurrent: int) -> Any:
     try:
         import optuna
     except ImportError as error:
@@ -86,10 +86,10 @@ def _optuna(plan: SearchPlan, domains: dict[str, Any], concurrent: int) -> Any:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", module=r"optuna\.")
-    # A tenth or so of the trials, at least a few, tell the sampler what the space looks like.
+    # A quarter of the trials, two to ten, tell the sampler what the space looks like.
     start = min(10, max(2, math.ceil(plan.trials / 4)))
     sampler = optuna.samplers.TPESampler(seed=plan.seed, n_startup_trials=start)
-    search = OptunaSearch(domains, metric=METRIC, mode="max", sampler=sampler)
+    search = OptunaSearch(metric=METRIC, mode="max", sampler=sampler)
     return ConcurrencyLimiter(search, max_concurrent=concurrent)
 
 

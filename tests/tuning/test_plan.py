@@ -139,3 +139,14 @@ def test_a_restored_trial_brings_its_rungs_along() -> None:
         asha.on_trial_add(None, trial)
     assert asha.on_trial_result(None, fresh, {"epoch": 0.0}) == "CONTINUE", "a heartbeat"
     assert asha.on_trial_result(None, fresh, {"epoch": 1.0, "objective": 0.2}) == "STOP"
+
+
+def test_optuna_proposes_values_of_the_space() -> None:
+    pytest.importorskip("optuna")
+    made, _ = plan("optuna")
+    parts = make_parts(made, 2)
+    parts.searcher.set_search_properties("objective", "max", parts.space)
+    proposed = parts.searcher.suggest("a")
+    assert proposed.keys() == SEARCH.keys()
+    assert 1e-3 <= proposed["optimization.base_lr"] <= 5e-2
+    assert proposed["algorithm.momentum"] in SEARCH["algorithm.momentum"].values
