@@ -85,16 +85,20 @@ class RunFolder:
         return Recipe.from_json(self._read(RECIPE))
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """What was judged after training, oldest first; see `add_evaluation`."""
+        """What was judged after training, oldest first; see `keep_evaluation`."""
         with self._opened() as (filesystem, path):
             if filesystem.get_file_info(f"{path}/{EVALUATIONS}").type != fs.FileType.File:
                 return []
         found: list[dict[str, Any]] = self._read(EVALUATIONS)["evaluations"]
         return found
 
-    def add_evaluation(self, evaluation: dict[str, Any]) -> str:
-        """Adds to the run's evaluations and returns their file; what is there stays whole if the write is cut short."""
-        evaluations = [*self.evaluations(), evaluation]
+    def keep_evaluation(self, evaluation: dict[str, Any]) -> str:
+        """Adds to the run's evaluations, or replaces the one of the same `id`. Returns their file.
+
+        What is there stays whole if the write is cut short.
+        """
+        others = [kept for kept in self.evaluations() if kept.get("id") != evaluation["id"]]
+        evaluations = [*others, evaluation]
         with self._opened() as (filesystem, path):
             filesystem.create_dir(path, recursive=True)
         self._write(f"{EVALUATIONS}.tmp", {"evaluations": evaluations})
