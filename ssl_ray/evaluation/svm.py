@@ -1,11 +1,12 @@
 """Low-shot linear SVMs, one class against the rest, as published for VOC07.
 
 Source: Goyal et al. 2019, arXiv 1905.01235, sec. 6.1 and B: LIBLINEAR, squared hinge, positives weigh twice, the cost
-chosen by cross-validation for each class.
+chosen by cross-validation. There it is chosen for each class, which is enough for average precision; here it is one for
+all classes, because values of different costs cannot be compared, and the largest is to name the class.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 from typing import Any
@@ -28,31 +29,28 @@ def svm_scores(
     *,
     costs: Sequence[float] = COSTS,
     seed: int = 0,
-    on_progress: Callable[[int], None] | None = None,
-) -> tuple[Tensor, list[float]]:
-    """Decision values (Q, K) of one SVM per class, and the cost chosen for each; features are scaled to length 1.
+) -> tuple[Tensor, float]:
+    """Decision values (Q, K) of one SVM per class, and the cost chosen for all; features are scaled to length 1.
 
-    Costs are compared by average precision in up to three folds of the training rows; with one row of a class there
-    are no folds, and the cost is 1. A class without rows gets -inf. Classes are trained in threads.
+    Costs are compared by mean average precision in up to three folds of the training rows; with one row of a class
+    there are no folds, and the cost is 1. A class without rows gets -inf. Classes are trained in threads.
     """
     x, q = (F.normalize(t.float(), dim=1).double().numpy() for t in (features, queries))
-    y = labels.numpy()
+    present = torch.bincount(labels).nonzero().flatten().tolist()
+    targets = {label: np.where(labels.numpy() == label, 1, -1) for label in present}
     scores = np.full((len(q), classes), -np.inf)
-    chosen = [float("nan")] * classes
-    present = np.unique(y).tolist()
-
-    def one(label: int) -> None:
-        target = np.where(y == label, 1, -1)
-        chosen[label] = _best_cost(x, target, costs, seed)
-        scores[:, label] = _svm(chosen[label], seed).fit(x, target).decision_function(q)
-
+    cost = 1.0
     # LIBLINEAR lets go of Python's lock. A cost that does not converge in the published 2,000 steps need not be said.
     with warnings.catch_warnings(), ThreadPoolExecutor(cpu_count() or 1) as pool:
         warnings.simplefilter("ignore")
-        for done, _ in enumerate(pool.map(one, present)):
-            if on_progress:
-                on_progress(done + 1)
-    return torch.from_numpy(scores), chosen
+        folds = min(FOLDS, *(int((target == 1).sum()) for target in targets.values()))
+        if folds > 1 and len(present) > 1:
+            reached = list(pool.map(lambda t: _precisions(x, t, costs, folds, seed), targets.values()))
+            cost = costs[int(np.mean(reached, axis=0).argmax())]
+        fitted = pool.map(lambda t: _svm(cost, seed).fit(x, t).decision_function(q), targets.values())
+        for label, values in zip(present, fitted, strict=True):
+            scores[:, label] = values
+    return torch.from_numpy(scores), cost
 
 
 def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
@@ -64,29 +62,20 @@ def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
     return float(np.mean([average_precision_score(y == label, s[:, label]) for label in present]))
 
 
-def _best_cost(x: np.ndarray, target: np.ndarray, costs: Sequence[float], seed: int) -> float:
+def _precisions(
+    x: np.ndarray, target: np.ndarray, costs: Sequence[float], folds: int, seed: int
+) -> list[float]:
+    """Average precision of one class at each cost, the mean over folds."""
     from sklearn.metrics import average_precision_score
     from sklearn.model_selection import StratifiedKFold
 
-    folds = min(FOLDS, int((target == 1).sum()), int((target == -1).sum()))
-    if folds < 2:
-        return 1.0
     splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, target))
 
-    def precision(cost: float) -> float:
-        return float(
-            np.mean(
-                [
-                    average_precision_score(
-                        target[test] == 1,
-                        _svm(cost, seed).fit(x[train], target[train]).decision_function(x[test]),
-                    )
-                    for train, test in splits
-                ]
-            )
-        )
+    def precision(cost: float, train: np.ndarray, test: np.ndarray) -> float:
+        values = _svm(cost, seed).fit(x[train], target[train]).decision_function(x[test])
+        return float(average_precision_score(target[test] == 1, values))
 
-    return max(costs, key=precision)
+    return [float(np.mean([precision(cost, *split) for split in splits])) for cost in costs]
 
 
 def _svm(cost: float, seed: int) -> Any:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -72,7 +73,7 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
         console.print(dataset.note)
 
     results: list[Result] = []
-    prefix = _prefix(subject, data, dataset)
+    prefix, identity = _prefix(subject, data, dataset), uuid.uuid4().hex
     with (
         _tracked(request, subject, data, size) as (tracker, run_id),
         Case(subject, dataset, size, request.means, request.choices, console, data, request.storage) as case,
@@ -80,6 +81,7 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
 
         def summary() -> dict[str, Any]:
             return {
+                "id": identity,
                 **described(subject),
                 "data": data,
                 "image_size": size,
@@ -98,16 +100,16 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
                 "seconds": round(time.monotonic() - started, 1),
             }
 
-        try:
-            for name in names:
-                before = time.monotonic()
-                found = PROTOCOLS[name](case)
-                results += found
-                for result in found:
-                    tracker.log(result.metrics(prefix), step=subject.step or 0)
-                console.detail(f"{name}: {time.monotonic() - before:.1f} s")
-        finally:  # a protocol that fails or is interrupted takes nothing from those before it
-            kept = _keep(request, subject, summary()) if results else None
+        kept = ""
+        for name in names:
+            before = time.monotonic()
+            found = PROTOCOLS[name](case)
+            results += found
+            for result in found:
+                tracker.log(result.metrics(prefix), step=subject.step or 0)
+            # After each: what fails or is killed later takes nothing from those before it.
+            kept = _keep(request, subject, summary())
+            console.detail(f"{name}: {time.monotonic() - before:.1f} s")
     done = summary() | {"evaluations": kept}
     _say(request, console, done, results)
     return done
@@ -179,8 +181,8 @@ def _folder(request: Request, subject: Subject) -> RunFolder:
 
 
 def _keep(request: Request, subject: Subject, summary: dict[str, Any]) -> str:
-    """Adds the summary to the folder's evaluations. Returns the file."""
-    return _folder(request, subject).add_evaluation(json.loads(json.dumps(summary)))
+    """Puts the summary among the folder's evaluations. Returns the file."""
+    return _folder(request, subject).keep_evaluation(json.loads(json.dumps(summary)))
 
 
 def _say(request: Request, console: Console, summary: dict[str, Any], results: Sequence[Result]) -> None:

@@ -105,17 +105,17 @@ class RunFolder:
         return Recipe.from_json(self.read(RECIPE))
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """What was judged after training, oldest first; see `add_evaluation`."""
+        """What was judged after training, oldest first; see `keep_evaluation`."""
         if not self.holds(EVALUATIONS):
             return []
         found: list[dict[str, Any]] = self.read(EVALUATIONS)["evaluations"]
         return found
 
-    def add_evaluation(self, evaluation: dict[str, Any]) -> str:
-        """Adds to the run's evaluations and returns their file."""
-        evaluations = [*self.evaluations(), evaluation]
+    def keep_evaluation(self, evaluation: dict[str, Any]) -> str:
+        """Adds to the run's evaluations, or replaces the one of the same `id`. Returns their file."""
+        others = [kept for kept in self.evaluations() if kept.get("id") != evaluation["id"]]
         self.create()
-        self.write(EVALUATIONS, {"evaluations": evaluations})
+        self.write(EVALUATIONS, {"evaluations": [*others, evaluation]})
         return _below(self.uri, EVALUATIONS)
 
     def keep(self, file: str, content: bytes) -> str:
