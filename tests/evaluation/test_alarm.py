@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from ssl_ray.evaluation.alarm import CLUSTERS, COMPLETE, DIMENSIONAL, collapses
+from ssl_ray.evaluation.alarm import CLUSTERS, COMPLETE, DIMENSIONAL, DIMENSIONAL_EMBEDDING, collapses
 
 HEALTHY = {
     "embedding/std": 0.5,
@@ -72,6 +72,16 @@ def test_the_embedding_tells_where_there_is_no_projection() -> None:
     ]
     (alarm,) = collapses(evaluations)
     assert "embedding/std 0.01" in str(alarm)
+
+
+def test_an_encoder_without_projector_may_put_more_into_one_direction() -> None:
+    def kinds(name: str, share: float) -> list[str]:
+        return [alarm.kind for alarm in collapses([{"step": 5, f"{name}/top_direction": share}])]
+
+    between = (DIMENSIONAL + DIMENSIONAL_EMBEDDING) / 2
+    assert kinds("projection", between) == ["dimensional"]
+    assert kinds("embedding", between) == []
+    assert kinds("embedding", (1 + DIMENSIONAL_EMBEDDING) / 2) == ["dimensional"]
 
 
 def test_what_is_not_measured_raises_none() -> None:

@@ -50,14 +50,24 @@ def test_gradients_that_stay_infinite_end_the_run_in_one_line(tmp_path: Path, tw
     assert "(3 steps in a row); lower optimization.base_lr" in last
 
 
-# Barlow Twins whose loss does not ask for different features.
-ONE_FEATURE = [
+# SwAV whose codes nothing shares out: soon one prototype holds all images.
+UNBALANCED = """
+from ssl_ray.models import SwAVLoss
+
+
+class Unbalanced(SwAVLoss):
+    def codes(self, scores, queued=None, use_queue=None):
+        return (scores[:, list(self.crops_for_assign)] / self.epsilon).softmax(-1)
+"""
+ONE_CLUSTER = [
     "--data=digits",
-    "--set=views.size=16",
+    "--set=algorithm.head.loss=unbalanced.Unbalanced(temperature=0.1, epsilon=0.03)",
     "--set=algorithm.backbone.width=8",
     "--set=algorithm.neck.in_channels=64",
-    "--set=algorithm.head.loss.lambd=0",
-    "--set=training.global_batch_size=64",
+    "--set=algorithm.queue_size=0",
+    "--set=algorithm.freeze_prototypes_epochs=0",
+    "--set=views.size=16",
+    "--set=views.small_size=12",
     "--set=training.checkpoint_minutes=null",
     "--set=evaluation.max_samples=200",
     "--set=evaluation.every_epochs=1",
@@ -65,16 +75,17 @@ ONE_FEATURE = [
 
 
 def test_a_collapse_ends_the_run_where_that_is_asked_for(tmp_path: Path, two_cpus: str) -> None:
+    (tmp_path / "unbalanced.py").write_text(UNBALANCED)
     there = f"--address={two_cpus}"
     stop = ["--set=evaluation.on_collapse=stop", "--epochs=9", "--name=one", "--json"]
-    done = run(tmp_path, "pretrain", "barlow_twins", *ONE_FEATURE, *stop, there)
+    done = run(tmp_path, "pretrain", "swav", *ONE_CLUSTER, *stop, there)
     assert done.returncode == 3, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["status"] == "collapsed"
     assert 0 < summary["steps"] < 9 * 20
     (alarm,) = summary["alarms"]
-    assert alarm.startswith(f"dimensional collapse since step {summary['steps']} (not yet at step ")
-    assert "projection/rankme" in alarm
+    assert alarm.startswith(f"cluster collapse since step {summary['steps']} (not yet at step ")
+    assert "one cluster holds" in alarm
     assert alarm in done.stderr
     assert "Traceback" not in done.stderr
 
