@@ -34,7 +34,9 @@ def embed(
     gpus_per_actor: Annotated[
         float | None, typer.Option(min=0, help="GPUs of each. [default: 1 where there are any]")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 256,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images in one pass. [default: 256 on a GPU, 64 on a CPU]")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of --random.")] = 0,
     image_column: Annotated[str | None, typer.Option(help="Parquet column of encoded images.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Parquet column of labels.")] = None,

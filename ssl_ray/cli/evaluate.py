@@ -38,7 +38,9 @@ def evaluate(
     gpus_per_actor: Annotated[
         float | None, typer.Option(min=0, help="GPUs of each. [default: 1 where there are any]")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 256,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images in one pass. [default: 256 on a GPU, 64 on a CPU]")
+    ] = None,
     k: Annotated[
         list[int] | None, typer.Option(min=1, help="Neighbours. [default: 10, 20, 100, 200]")
     ] = None,

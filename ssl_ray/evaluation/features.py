@@ -26,6 +26,8 @@ from ssl_ray.evaluation.images import crop_fraction, in_batches, plain_batches, 
 
 # Images of one task: its features (8 MB at 2,048 dimensions) cross Ray's object store as one block.
 TASK_IMAGES = 1024
+# A CPU gains nothing from larger batches, and the maps of 64 images of 224 px are 200 MB in a ResNet's first layer.
+GPU_BATCH, CPU_BATCH = 256, 64
 # Each actor without a GPU costs 2 to 3 s and some 400 MB to start: on a machine of many cores they have more threads.
 _ACTORS_PER_NODE = 8
 _MOST_CPUS = 16.0  # of one actor: past that, Python's lock and not the cores limits its decoding threads
@@ -40,13 +42,14 @@ class Extraction:
     """How features of a source are made: the plain view of `size` pixels a side, then the encoder, in float32.
 
     encoder: uint8 images (B, 3, H, W) in, features (B, D) out; on the CPU, in evaluation mode. weights: its digest.
+    batch_size: images in one forward pass; None for what the device is good at.
     """
 
     encoder: nn.Module = field(repr=False)
     weights: str
     source: Source
     size: int
-    batch_size: int = 256
+    batch_size: int | None = None
 
     @property
     def key(self) -> str:
@@ -61,7 +64,8 @@ class Extraction:
 
         The encoder must be on `device` already.
         """
-        chunks = in_batches(np.arange(start, stop), self.batch_size)
+        batch_size = self.batch_size or (GPU_BATCH if device.type == "cuda" else CPU_BATCH)
+        chunks = in_batches(np.arange(start, stop), batch_size)
         reasons: dict[str, str] = {}
         features, indices = [], []
         pipeline = plain_pipeline(self.source, self.size)

@@ -19,7 +19,7 @@ _KEEP_BYTES = (
     4 << 30
 )  # decoded images of one split stay in memory up to this size; more are decoded at each run
 _THREADS = min(8, os.cpu_count() or 1)
-_PIECE = 32  # images that a thread decodes at a time
+_PIECE = 32  # images that a thread decodes at a time, at most
 
 Indices = NDArray[np.int64]
 Decoded = Future[tuple[dict[str, np.ndarray], list[tuple[int, str]]]]
@@ -88,10 +88,11 @@ def plain_batches(
 
     broken: gets path -> reason of images that cannot be decoded; they are left out of their batch.
     """
+    piece = max(1, min(_PIECE, -(-len(chunks[0]) // threads)))  # work for every thread
 
     def start(chunk: Indices) -> list[Decoded]:
         blobs = source.read(chunk)
-        pieces = [slice(i, i + _PIECE) for i in range(0, max(1, len(chunk)), _PIECE)]
+        pieces = [slice(i, i + piece) for i in range(0, max(1, len(chunk)), piece)]
         return [pool.submit(make_batch, pipeline, blobs[p], chunk[p], 0, 0) for p in pieces]
 
     with ThreadPoolExecutor(threads) as pool:
@@ -101,15 +102,15 @@ def plain_batches(
             futures = under_way
             if following is not None:
                 under_way = start(following)
-            yield _collect(source, chunk, futures, broken)
+            yield _collect(source, chunk, futures, piece, broken)
 
 
 def _collect(
-    source: Source, chunk: Indices, futures: list[Decoded], broken: dict[str, str]
+    source: Source, chunk: Indices, futures: list[Decoded], piece: int, broken: dict[str, str]
 ) -> tuple[Tensor, Tensor]:
     whole = np.ones(len(chunk), bool)
     images = []
-    for first, future in zip(range(0, max(1, len(chunk)), _PIECE), futures, strict=True):
+    for first, future in zip(range(0, max(1, len(chunk)), piece), futures, strict=True):
         columns, failures = future.result()
         images.append(columns["view_0"])
         for row, reason in failures:

@@ -24,7 +24,7 @@ class Means:
     address: str | None = None
     actors: int | None = None
     gpus_per_actor: float | None = None
-    batch_size: int = 256
+    batch_size: int | None = None
     cache: bool = True
     verbose: bool = False
 

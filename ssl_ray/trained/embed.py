@@ -22,7 +22,7 @@ from ssl_ray.data.source import Dataset
 from ssl_ray.data.sources.base import Source, digest
 from ssl_ray.data.sources.location import Location
 from ssl_ray.errors import UserError, nearest
-from ssl_ray.evaluation.features import Broken, Extraction, fit_pool, run_job, tasks
+from ssl_ray.evaluation.features import GPU_BATCH, Broken, Extraction, fit_pool, run_job, tasks
 from ssl_ray.evaluation.images import crop_fraction
 from ssl_ray.trained.case import Means, described
 from ssl_ray.trained.evaluate import dataset_of
@@ -162,10 +162,11 @@ def _identity(
     }
 
 
-def _part_rows(source: Source, width: int, batch_size: int) -> int:
+def _part_rows(source: Source, width: int, batch_size: int | None) -> int:
     """Images of a part: whole batches, as many as `PART_BYTES` hold."""
     most = min(PART_BYTES // (4 * width), -(-source.info.num_samples // _PARTS))
-    return max(1, most // batch_size) * batch_size
+    batch = batch_size or GPU_BATCH
+    return max(1, most // batch) * batch
 
 
 def _prepare(out: Location, identity: dict[str, Any]) -> dict[str, Any] | None:

@@ -79,7 +79,7 @@ def lowshot(case: Case) -> list[Result]:
     """Logistic regression on n labels of each class, and on 1 % and 10 % of them; mean and spread over draws.
 
     Of n labels C is 1, for they leave nothing to choose it by; of a share of the labels it is chosen on a tenth of that
-    share, held out five times where that is little. Features are standardised by all training images: no label is
+    share, held out three times where that is little. Features are standardised by all training images: no label is
     needed for that.
     """
     train, val, choices = case.train, case.val, case.choices
@@ -91,7 +91,7 @@ def lowshot(case: Case) -> list[Result]:
 
     def some(rows: Tensor) -> dict[str, float]:
         given = (train.features[rows], train.labels[rows], case.classes)
-        splits = 5 if len(rows) < FEW else 1
+        splits = 3 if len(rows) < FEW else 1
         probe, _ = lbfgs_probe(*given, splits=splits, seed=choices.seed, device=case.device)
         return judge(probe(val.features), val.labels)
 

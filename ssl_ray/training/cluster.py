@@ -5,6 +5,7 @@ import math
 import os
 import re
 import socket
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -76,7 +77,7 @@ def connect(
         if not verbose:
             warnings.simplefilter("ignore")
         try:
-            with _core_log_level("fatal" if actor_pool and not verbose else None):
+            with _mute_core(actor_pool and not verbose):
                 if address:
                     ray.init(address=address, **quiet)
                 else:
@@ -90,16 +91,25 @@ def connect(
 
 
 @contextmanager
-def _core_log_level(level: str | None) -> Iterator[None]:
-    """For the body, in which Ray's core reads it, the level from which the core logs; what the user set is kept."""
+def _mute_core(wanted: bool) -> Iterator[None]:
+    """Around Ray's start: its core in this process logs nothing but what is fatal, unless the user has said a level.
+
+    The core reads the level from the environment, and says so on the process's stderr: that goes nowhere meanwhile.
+    """
     name = "RAY_BACKEND_LOG_LEVEL"
-    if level is None or name in os.environ:
+    if not wanted or name in os.environ:
         yield
         return
-    os.environ[name] = level
+    os.environ[name] = "fatal"
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
     try:
         yield
     finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
         del os.environ[name]
 
 
