@@ -63,7 +63,7 @@ class Part:
 class Case:
     """A subject, a data set whose both parts have labels, and the means; a context manager that leaves the cluster.
 
-    data, storage: the data set's name, and where runs are kept, as the user gave them.
+    data, storage: the data set's name, and where runs are kept, as the user gave them. mlflow_run_id: where results go.
     broken: of the parts looked at, what could not be decoded. seconds: of extraction, by part; 0 from the cache.
     """
 
@@ -73,8 +73,9 @@ class Case:
     means: Means
     choices: Choices
     console: Console
-    data: str
-    storage: str
+    data: str = ""
+    storage: str = "runs"
+    mlflow_run_id: str | None = None
     broken: dict[str, list[Broken]] = field(default_factory=dict)
     cached: dict[str, bool] = field(default_factory=dict)
     _connected: bool = False

@@ -76,7 +76,9 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
     prefix, identity = _prefix(subject, data, dataset), uuid.uuid4().hex
     with (
         _tracked(request, subject, data, size) as (tracker, run_id),
-        Case(subject, dataset, size, request.means, request.choices, console, data, request.storage) as case,
+        Case(
+            subject, dataset, size, request.means, request.choices, console, data, request.storage, run_id
+        ) as case,
     ):
 
         def summary() -> dict[str, Any]:

@@ -90,7 +90,6 @@ def _finetuned(case: Case, backbone: TrainedBackbone, variant: Variant) -> Resul
         f"fine-tuning, {variant}: {train.info.num_samples:,} images, {recipe.training.epochs} epochs of batches of "
         f"{recipe.training.global_batch_size}; run {folder.name}"
     )
-    parent = case.subject.folder.record().get("mlflow_run_id") if case.subject.folder else None
     summary, _ = carry_out(
         folder,
         recipe,
@@ -106,7 +105,7 @@ def _finetuned(case: Case, backbone: TrainedBackbone, variant: Variant) -> Resul
         case.console,
         started=started,
         tags={"protocol": "finetune", "labels": str(variant.budget)}
-        | ({"mlflow.parentRunId": parent} if parent else {}),
+        | ({"mlflow.parentRunId": case.mlflow_run_id} if case.mlflow_run_id else {}),
     )
     if summary["status"] != "finished":
         raise UserError(
