@@ -51,6 +51,7 @@ class Progress(tune.Callback):  # type: ignore[misc]
         self.number, self.max_epochs = trials, max_epochs
         self.trials: list[Any] = []
         self.latest: dict[str, dict[str, Any]] = {}
+        self.over: set[str] = set()  # Tune changes a trial's status after the calls below
         self.logged = 0
         self.runs: dict[str, str] = {}
 
@@ -61,7 +62,10 @@ class Progress(tune.Callback):  # type: ignore[misc]
     @property
     def outcomes(self) -> list[Outcome]:
         """All trials so far."""
-        return [outcome_of(trial, self.latest.get(trial.trial_id)) for trial in self.trials]
+        return [
+            outcome_of(trial, self.latest.get(trial.trial_id), ended=trial.trial_id in self.over)
+            for trial in self.trials
+        ]
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
@@ -99,6 +103,7 @@ class Progress(tune.Callback):  # type: ignore[misc]
     def _ended(self, trials: list[Any], trial: Any) -> None:
         self.trials = trials
         self.latest.pop(trial.trial_id, None)
+        self.over.add(trial.trial_id)
         outcome = outcome_of(trial, ended=True)
         score = (
             "" if outcome.score is None else f", {self.objective.name} {self.objective.show(outcome.score)}"
