@@ -131,7 +131,7 @@ class RunFolder:
         if not self.holds(CHECKPOINTS):
             return None
         results = self.read(CHECKPOINTS).get("checkpoint_results", [])
-        if not results or results[-1]["metrics"].get("step", 0) < from_step:
+        if not results or results[-1].get("metrics", {}).get("step", 0) < from_step:
             return None
         return _below(self.uri, results[-1]["checkpoint_dir_name"])
 
