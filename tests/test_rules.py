@@ -51,7 +51,7 @@ def small(name: str, settings: dict[str, Any]) -> Resolved:
         ),
         ("swav", {"views.size": 20}, {"views.small_size": 16}),
         ("swav", {"views.size": 14}, {"views.small_size": 6}),
-        ("relative_loc", {"views.size": 27}, {"views.patch_side": 9}),
+        ("relative_loc", {"views.size": 27}, {"views.patch_side": 7}),
         ("relative_loc", {"views.size": 33, "views.gap": 2}, {"views.patch_side": 7}),
         ("simmim", {"views.size": 28}, {"views.mask_patch_size": 4, "algorithm.neck.encoder_stride": 4}),
         (

@@ -192,6 +192,7 @@ SMALLER = {
     "odc": {"algorithm.head.num_classes": 8, "algorithm.memory.num_clusters": 8},
     "cae": {"views.num_masked": 4},
     "simmim": {"views.mask_patch_size": 4},
+    "relative_loc": {"views.patch_side": 12},
 }
 # Where a perfect answer has no loss of 0.
 FLOOR = {"simsiam": -1.0}
