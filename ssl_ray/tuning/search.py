@@ -16,15 +16,16 @@ from ssl_ray.console import Console
 from ssl_ray.data.source import Dataset, open_dataset
 from ssl_ray.errors import UserError
 from ssl_ray.recipe import Recipe, overrides, parse_settings
-from ssl_ray.tracking import default_tags, make_tracker, open_run, redact, ui_command
+from ssl_ray.tracking import FOLDER, default_tags, make_tracker, open_run, redact, ui_command
 from ssl_ray.training import pretrain
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
 from ssl_ray.tuning import plots
 from ssl_ray.tuning.capacity import Fit, Nodes, fit_trials, parse_cluster
+from ssl_ray.tuning.forecast import forecast, show_forecast
 from ssl_ray.tuning.objective import OBJECTIVES, Objective, choose_objective
 from ssl_ray.tuning.outcome import Outcome, best_of, ranked, table
-from ssl_ray.tuning.plan import SCHEDULERS, SearchPlan, make_plan
+from ssl_ray.tuning.plan import SearchPlan, make_plan
 from ssl_ray.tuning.space import Search, format_space, from_json, parse_searches, to_json
 
 SEARCH_FILE, BEST_FILE, TUNE_FOLDER = "search.json", "best.json", "tune"
@@ -198,67 +199,11 @@ def _dry_run(request: Request, search: _Search, console: Console) -> dict[str, A
             nodes = cluster.alive_nodes()
         finally:
             cluster.disconnect()
-    fit, plan = _fit(request, search, nodes), search.plan
-    said = {
-        "trials": plan.trials,
-        "concurrent": fit.concurrent,
-        "limit": fit.limit,
-        "workers_per_trial": fit.workers,
-        "cpus_per_worker": fit.resources.cpus,
-        "gpus_per_worker": fit.resources.gpus,
-        "cpus_per_trial": fit.resources.cpus * fit.workers,
-        "gpus_per_trial": fit.resources.gpus * fit.workers,
-        "nodes": len(nodes),
-        "cpus": sum(node.get("CPU", 0.0) for node in nodes),
-        "gpus": sum(node.get("GPU", 0.0) for node in nodes),
-        "cpus_for_data": fit.data_cpus,
-        "data_tasks_per_trial": fit.data_tasks,
-        "scheduler": plan.scheduler,
-        "objective": search.objective.name,
-        "max_epochs": plan.max_epochs,
-        "rungs": plan.rungs,
-        "exchange_every": plan.interval if plan.scheduler == "pbt" else None,
-        "mutated": list(plan.mutated),
-        "most_trial_epochs": plan.most_epochs,
-        "expected_trial_epochs": plan.expected_epochs,
-        "space": {path: format_space(space) for path, space in plan.search.items()},
-    }
+    said = forecast(search.plan, _fit(request, search, nodes), nodes, search.objective)
     if request.base.as_json:
         console.json_line(said)
-        return said
-    rows = [
-        ("cluster", f"{said['nodes']} nodes, {said['cpus']:g} CPUs, {said['gpus']:g} GPUs"),
-        ("trials", f"{plan.trials}, {fit.concurrent} at a time (limited by {fit.limit})"),
-        (
-            "a trial",
-            f"{fit.workers} workers: {said['cpus_per_trial']:g} CPUs, {said['gpus_per_trial']:g} GPUs",
-        ),
-        (
-            "data",
-            f"{fit.data_cpus:g} CPUs left for it; {fit.data_tasks} tasks at a time for each trial"
-            + ("; trials wait for each other's" if fit.crowded else ""),
-        ),
-        ("scheduler", f"{plan.scheduler}: {SCHEDULERS[plan.scheduler]}"),
-        ("objective", search.objective.name),
-        ("epochs", f"{plan.max_epochs} for a trial that is not stopped"),
-    ]
-    if plan.rungs:
-        rows.append(("rungs", "after epoch " + ", ".join(map(str, plan.rungs))))
-        rows.append(("trial-epochs", f"about {plan.expected_epochs}, at most {plan.most_epochs}"))
     else:
-        rows.append(("trial-epochs", f"at most {plan.most_epochs}"))
-    if plan.scheduler == "pbt":
-        rows.append(("exchange", f"every {plan.interval} epochs"))
-    console.table("The search", ["what", "how"], rows)
-    console.table(
-        "The space",
-        ["path", "values"] + (["while it trains"] if plan.mutated else []),
-        [
-            [p, format_space(s)]
-            + ([] if not plan.mutated else ["changes" if p in plan.mutated else "stays with the weights"])
-            for p, s in plan.search.items()
-        ],
-    )
+        show_forecast(said, search.plan, console)
     return said
 
 
@@ -291,7 +236,7 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
             settings,
             name=folder.name,
             params={
-                "recipe": search.recipe.name,
+                "name": search.recipe.name,
                 "data": record["data"],
                 "scheduler": plan.scheduler,
                 "objective": search.objective.name,
@@ -301,7 +246,7 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
                 "workers": search.workers,
                 "search": {path: format_space(space) for path, space in plan.search.items()},
             },
-            tags=default_tags() | {"ray.job_id": cluster.job_id(), "search": "parent"},
+            tags=default_tags() | {"ray.job_id": cluster.job_id(), "search": "parent", FOLDER: folder.uri},
             run_id=record.get("mlflow_run_id"),
         )
         record |= {
