@@ -3,6 +3,9 @@
 Source: Goyal et al. 2019, arXiv 1905.01235, sec. 6.1 and B: LIBLINEAR, squared hinge, positives weigh twice, the cost
 chosen by cross-validation. There it is chosen for each class, which is enough for average precision; here it is one for
 all classes, because values of different costs cannot be compared, and the largest is to name the class.
+
+The primal problem is solved: LIBLINEAR's solver of the dual draws its order from one random stream of the process, so
+that classes trained in threads would change each other's results.
 """
 
 import warnings
@@ -47,7 +50,7 @@ def svm_scores(
         if folds > 1 and len(present) > 1:
             reached = list(pool.map(lambda t: _precisions(x, t, costs, folds, seed), targets.values()))
             cost = costs[int(np.mean(reached, axis=0).argmax())]
-        fitted = pool.map(lambda t: _svm(cost, seed).fit(x, t).decision_function(q), targets.values())
+        fitted = pool.map(lambda t: _svm(cost).fit(x, t).decision_function(q), targets.values())
         for label, values in zip(present, fitted, strict=True):
             scores[:, label] = values
     return torch.from_numpy(scores), cost
@@ -72,15 +75,13 @@ def _precisions(
     splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, target))
 
     def precision(cost: float, train: np.ndarray, test: np.ndarray) -> float:
-        values = _svm(cost, seed).fit(x[train], target[train]).decision_function(x[test])
+        values = _svm(cost).fit(x[train], target[train]).decision_function(x[test])
         return float(average_precision_score(target[test] == 1, values))
 
     return [float(np.mean([precision(cost, *split) for split in splits])) for cost in costs]
 
 
-def _svm(cost: float, seed: int) -> Any:
+def _svm(cost: float) -> Any:
     from sklearn.svm import LinearSVC
 
-    return LinearSVC(
-        C=cost, class_weight={1: 2, -1: 1}, dual=True, tol=1e-4, max_iter=2000, random_state=seed
-    )
+    return LinearSVC(C=cost, class_weight={1: 2, -1: 1}, dual=False, tol=1e-4, max_iter=2000)

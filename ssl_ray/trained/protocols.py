@@ -1,14 +1,14 @@
 """The protocols that `ssl-ray evaluate` knows by name. A new one is a function here and a line below."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
+import torch
 from torch import Tensor
 
+from ssl_ray.data.labels import LabelBudget
 from ssl_ray.errors import UserError
 from ssl_ray.evaluation.knn import knn_votes
 from ssl_ray.evaluation.linear import PUBLISHED, lbfgs_probe, logistic, sgd_probe, standardise
-from ssl_ray.evaluation.lowshot import n_shot, share_of, smallest_class
 from ssl_ray.evaluation.scores import Result, Tally, judge, over_draws
 from ssl_ray.evaluation.svm import mean_average_precision, svm_scores
 from ssl_ray.trained.case import Case
@@ -96,14 +96,12 @@ def lowshot(case: Case) -> list[Result]:
         return judge(probe(val.features), val.labels)
 
     draws: list[Draw] = [
-        (f"{n} per class", f"n{n}", partial(n_shot, train.labels, n), few) for n in _shots(case, "low-shot")
+        (f"{n} per class", f"n{n}", LabelBudget(shots=n), few) for n in _shots(case, "low-shot")
     ]
     for share in SHARES:
         if share * len(train.labels) >= case.classes:
             percent = f"{100 * share:g}"
-            draws.append(
-                (f"{percent} % of labels", f"{percent}pct", partial(share_of, train.labels, share), some)
-            )
+            draws.append((f"{percent} % of labels", f"{percent}pct", LabelBudget(share=share), some))
         else:
             case.console.warn(
                 f"low-shot without {100 * share:g} % of labels: less than one image of each class"
@@ -121,35 +119,35 @@ def svm(case: Case) -> list[Result]:
         )
         return judge(scores, val.labels) | {"map": mean_average_precision(scores, val.labels)}
 
-    return _over_draws(
-        case,
-        "svm",
-        [(f"{n} per class", f"n{n}", partial(n_shot, train.labels, n), few) for n in _shots(case, "SVM")],
-    )
+    draws: list[Draw] = [
+        (f"{n} per class", f"n{n}", LabelBudget(shots=n), few) for n in _shots(case, "SVM")
+    ]
+    return _over_draws(case, "svm", draws)
 
 
-Draw = tuple[str, str, Callable[[int], Tensor], Callable[[Tensor], dict[str, float]]]
-"""Of a row: its setting, its key, seed -> indices, indices -> scores."""
+Draw = tuple[str, str, LabelBudget, Callable[[Tensor], dict[str, float]]]
+"""Of a row: its setting, its key, the labels it has, indices of their images -> scores."""
 
 
 def _over_draws(case: Case, protocol: str, draws: Sequence[Draw]) -> list[Result]:
     results: list[Result] = []
-    total = len(draws) * case.choices.draws
+    labels = case.train.labels.numpy()
+    seeds = [case.choices.seed + i for i in range(case.choices.draws)]
     with case.console.task(protocol) as on_progress:
-        for setting, key, draw, scores in draws:
+        for setting, key, budget, scores in draws:
             found = []
-            for i in range(case.choices.draws):
-                found.append(scores(draw(case.choices.seed + i)))
-                on_progress(len(results) * case.choices.draws + i + 1, total)
+            for seed in seeds:
+                found.append(scores(torch.from_numpy(budget.choose(labels, seed))))
+                on_progress(len(results) * len(seeds) + len(found), len(draws) * len(seeds))
             means, stds = over_draws(found)
-            seeds = [case.choices.seed + i for i in range(case.choices.draws)]
             results.append(Result(protocol, setting, key, means, stds, {"seeds": seeds}))
     return results
 
 
 def _shots(case: Case, what: str) -> list[int]:
     """The numbers of labels that every class has; those that it has not are said to be left out."""
-    fewest = smallest_class(case.train.labels)
+    counts = torch.bincount(case.train.labels)
+    fewest = int(counts[counts > 0].min())
     if left_out := [n for n in case.choices.shots if n > fewest]:
         case.console.warn(
             f"{what} without n = {', '.join(map(str, left_out))}: the smallest class has {fewest} images"

@@ -26,7 +26,7 @@ def test_equals_scikit_learns_search() -> None:
     searches = []
     for label in range(CLASSES):
         search = GridSearchCV(
-            LinearSVC(class_weight={1: 2, -1: 1}, dual=True, max_iter=2000, random_state=2),
+            LinearSVC(class_weight={1: 2, -1: 1}, dual=True, tol=1e-8, max_iter=100_000, random_state=2),
             {"C": list(COSTS)},
             scoring="average_precision",
             cv=StratifiedKFold(3, shuffle=True, random_state=2),
@@ -37,6 +37,15 @@ def test_equals_scikit_learns_search() -> None:
     for label, search in enumerate(searches):
         best = search.estimator.set_params(C=cost).fit(unit, np.where(y == label, 1, -1))
         np.testing.assert_allclose(scores[:, label], best.decision_function(unit_queries), atol=1e-6)
+
+
+def test_the_same_rows_give_the_same_scores_whatever_the_threads_do() -> None:
+    (x, y), (queries, _) = blobs(0, 200), blobs(1, 50)
+    first, cost = svm_scores(x, y, queries, CLASSES)
+    for _ in range(3):
+        again, cost_again = svm_scores(x, y, queries, CLASSES)
+        assert torch.equal(again, first)
+        assert cost_again == cost
 
 
 def test_more_rows_name_the_class_better() -> None:
