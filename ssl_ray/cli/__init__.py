@@ -1,4 +1,7 @@
-"""The command line: `ssl-ray VERB`. One file per verb; a verb imports what it needs when it runs."""
+"""The command line: `ssl-ray VERB`. One file per verb; a verb imports what it needs when it runs.
+
+`options` has what several verbs share.
+"""
 
 import sys
 

@@ -1,6 +1,6 @@
 """The typer application. A new verb: its function in a file of its own beside this one, and a line at the end here.
 
-Only typer may be imported at the top of a verb's file, so that `--help` stays quick.
+Only typer and the shared options may be imported at the top of a verb's file, so that `--help` stays quick.
 """
 
 from typing import Annotated

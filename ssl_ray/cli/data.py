@@ -5,12 +5,11 @@ from typing import Annotated
 
 import typer
 
+from ssl_ray.cli.options import ImageColumn, JsonAtEnd, LabelColumn, Scale, make_console
+
 app = typer.Typer(help="Prepare, verify and preview image data.", no_args_is_help=True)
 
 Uri = Annotated[str, typer.Argument(help="fashion, digits, torchvision:NAME, a folder, Parquet, s3://...")]
-ImageColumn = Annotated[str | None, typer.Option(help="Parquet column of encoded images.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Parquet column of labels.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -26,14 +25,13 @@ def prepare(
     ] = 0.1,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
-    as_json: Json = False,
+    as_json: JsonAtEnd = False,
 ) -> None:
     """Pack images into Arrow shards that every worker reads at random; continues where it was stopped."""
-    from ssl_ray.console import Console
     from ssl_ray.data.prepare import prepare_dataset
     from ssl_ray.data.source import open_dataset
 
-    console = Console("quiet" if as_json else "normal")
+    console = make_console(as_json)
     dataset = open_dataset(data, image_column=image_column, label_column=label_column, holdout=holdout)
     with console.task("packing") as on_progress:
         parts = prepare_dataset(
@@ -52,14 +50,13 @@ def prepare(
 
 @app.command()
 def verify(
-    data: Uri, image_column: ImageColumn = None, label_column: LabelColumn = None, as_json: Json = False
+    data: Uri, image_column: ImageColumn = None, label_column: LabelColumn = None, as_json: JsonAtEnd = False
 ) -> None:
     """Decode every image and name the broken ones; exit status 1 if there are any."""
-    from ssl_ray.console import Console
     from ssl_ray.data.source import open_dataset
     from ssl_ray.data.verify import Report, verify
 
-    console = Console("quiet" if as_json else "normal")
+    console = make_console(as_json)
     dataset = open_dataset(data, image_column=image_column, label_column=label_column)
     report = Report()
     for source in filter(None, (dataset.train, dataset.val)):
@@ -98,7 +95,7 @@ def preview(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="path=value, such as views.min_scale=0.5.")
     ] = None,
-    scale: Annotated[str, typer.Option(help="auto, paper or small.")] = "auto",
+    scale: Scale = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Which augmentations, and which images.")] = 0,
     image_column: ImageColumn = None,
 ) -> None:

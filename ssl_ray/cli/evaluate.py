@@ -4,28 +4,36 @@ from typing import Annotated
 
 import typer
 
+from ssl_ray.cli.options import (
+    Address,
+    BatchSize,
+    GpusPerActor,
+    ImageColumn,
+    JsonAtEnd,
+    LabelColumn,
+    Quiet,
+    Size,
+    Storage,
+    Subject,
+    Verbose,
+    make_console,
+)
+
 
 def evaluate(
-    subject: Annotated[
-        str,
-        typer.Argument(
-            help="A run (folder or name), a checkpoint, a .safetensors file of `import`, torchvision:NAME, timm:NAME."
-        ),
-    ],
+    subject: Subject,
     protocols: Annotated[
         list[str] | None, typer.Argument(help="knn, linear, lowshot, svm, finetune. [default: knn linear]")
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Labelled images, as of `pretrain`. [default: the run's own]")
     ] = None,
-    storage: Annotated[str, typer.Option(envvar="SSL_RAY_STORAGE", help="Where runs are kept.")] = "runs",
+    storage: Storage = "runs",
     random: Annotated[
         bool,
         typer.Option("--random", help="The same network with untrained weights: what training has to beat."),
     ] = False,
-    size: Annotated[
-        int | None, typer.Option(min=8, help="Pixels a side. [default: what the network is meant for]")
-    ] = None,
+    size: Size = None,
     actors: Annotated[
         int | None,
         typer.Option(
@@ -35,12 +43,8 @@ def evaluate(
             help="Processes that make features, or train with finetune. [default: by the cluster; 1 to train]",
         ),
     ] = None,
-    gpus_per_actor: Annotated[
-        float | None, typer.Option(min=0, help="GPUs of each. [default: 1 where there are any]")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images in one pass. [default: 256 on a GPU, 64 on a CPU]")
-    ] = None,
+    gpus_per_actor: GpusPerActor = None,
+    batch_size: BatchSize = None,
     k: Annotated[
         list[int] | None, typer.Option(min=1, help="Neighbours. [default: 10, 20, 100, 200]")
     ] = None,
@@ -70,21 +74,17 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", help="finetune: path=value of its recipe, such as training.epochs=20."),
     ] = None,
-    image_column: Annotated[str | None, typer.Option(help="Parquet column of encoded images.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Parquet column of labels.")] = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     holdout: Annotated[
         float | None,
         typer.Option(help="Share held out where the data has no split. [default: the run's, else 0.1]"),
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep features.")] = False,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, else this machine]")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and warnings only.")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Also details, and what Ray says.")
-    ] = False,
+    address: Address = None,
+    as_json: JsonAtEnd = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Judge the features of a trained network on held-out images.
 
@@ -95,7 +95,6 @@ def evaluate(
     tenth of the training images. lowshot: logistic regression on n labels of each class, and on 1 % and 10 % of them.
     svm: one class against the rest on n labels of each class, costs by cross-validation.
     """
-    from ssl_ray.console import Console
     from ssl_ray.errors import UserError
     from ssl_ray.trained.case import Choices, FineTuning, Means
     from ssl_ray.trained.evaluate import Request, evaluate
@@ -133,5 +132,5 @@ def evaluate(
             ),
             as_json=as_json,
         ),
-        Console("quiet" if quiet or as_json else "verbose" if verbose else "normal"),
+        make_console(as_json, quiet, verbose),
     )

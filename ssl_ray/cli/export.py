@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ssl_ray.cli.options import JsonAtEnd, Storage, make_console
+
 
 def export_backbone(
     source: Annotated[
@@ -16,11 +18,10 @@ def export_backbone(
     out: Annotated[
         Path | None, typer.Option(help="File to write. [default: NAME-FORMAT in this folder]")
     ] = None,
-    storage: Annotated[str, typer.Option(envvar="SSL_RAY_STORAGE", help="Where runs are kept.")] = "runs",
-    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+    storage: Storage = "runs",
+    as_json: JsonAtEnd = False,
 ) -> None:
     """Export a trained backbone, and prove it by loading it back."""
-    from ssl_ray.console import Console
     from ssl_ray.errors import UserError
     from ssl_ray.interop.export import export, format_of
     from ssl_ray.training.trained import load_trained
@@ -30,7 +31,7 @@ def export_backbone(
     path = out or Path(f"{name}-{format_}{suffix}")
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"out: {str(path)!r} must be a file in a folder that exists")
-    console = Console("quiet" if as_json else "normal")
+    console = make_console(as_json)
     trained = load_trained(source, storage)
     done = export(trained, format_, path)
     if as_json:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ssl_ray.cli.options import JsonAtEnd, make_console
+
 if TYPE_CHECKING:
     from ssl_ray.spec import Spec
 
@@ -27,10 +29,9 @@ def import_checkpoint(
     partial: Annotated[
         bool, typer.Option("--partial", help="Accept less than the whole backbone; the rest stays untrained.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+    as_json: JsonAtEnd = False,
 ) -> None:
     """Import a checkpoint of another code base."""
-    from ssl_ray.console import Console
     from ssl_ray.errors import UserError, nearest
     from ssl_ray.experiments import names
     from ssl_ray.interop.backbone_file import write_backbone
@@ -40,7 +41,7 @@ def import_checkpoint(
     if algorithm is not None and algorithm not in names():
         raise UserError(f"algorithm: {algorithm!r} is not known; {nearest(algorithm, names())}")
     target = _target(file, out)
-    console = Console("quiet" if as_json else "normal")
+    console = make_console(as_json)
     notes: list[str] = []
     with Notices(notes.append):
         result = import_checkpoint(file, algorithm, _architecture(backbone), partial)

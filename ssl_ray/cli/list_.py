@@ -1,8 +1,8 @@
 """`ssl-ray list`: the built-in algorithms and what they are made of."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from ssl_ray.cli.options import Json
 
 if TYPE_CHECKING:
     from ssl_ray.recipe import Recipe
@@ -10,9 +10,7 @@ if TYPE_CHECKING:
 COLUMNS = ("name", "paper", "backbone", "neck", "head", "loss", "memory", "published result")
 
 
-def list_recipes(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def list_recipes(as_json: Json = False) -> None:
     """List the algorithms and their published variants, by the name that pretrain takes: paper, composition, result."""
     from ssl_ray import experiments
     from ssl_ray.console import Console

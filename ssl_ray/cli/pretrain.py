@@ -4,25 +4,32 @@ from typing import Annotated
 
 import typer
 
+from ssl_ray.cli.options import (
+    Address,
+    CpusPerWorker,
+    Data,
+    Holdout,
+    ImageColumn,
+    JsonAtEnd,
+    LabelColumn,
+    OptionalRecipe,
+    Quiet,
+    Scale,
+    Settings,
+    SharedStorage,
+    Verbose,
+    make_console,
+)
+
 
 def pretrain(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(help="An algorithm (see `ssl-ray list`), a recipe.json, or a file.py[:NAME]."),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="fashion, digits, torchvision:NAME, a folder, Parquet, s3://... [default: fashion]"
-        ),
-    ] = None,
+    recipe: OptionalRecipe = None,
+    data: Data = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Training workers. [default: 1, or as before with --resume]")
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="path=value, such as algorithm.backbone.depth=18.")
-    ] = None,
-    scale: Annotated[str, typer.Option(help="auto, paper or small.")] = "auto",
+    settings: Settings = None,
+    scale: Scale = "auto",
     epochs: Annotated[int | None, typer.Option(min=1, help="Short for --set training.epochs=N.")] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Stop after N steps; schedules stay those of the whole run.")
@@ -31,29 +38,21 @@ def pretrain(
     name: Annotated[
         str | None, typer.Option(help="The run's name; the same name again continues that run.")
     ] = None,
-    storage: Annotated[
-        str, typer.Option(envvar="SSL_RAY_STORAGE", help="Where runs are kept; all nodes must reach it.")
-    ] = "runs",
+    storage: SharedStorage = "runs",
     resume: Annotated[
         str | None, typer.Option(help="Continue this run (folder or name) at its next batch.")
     ] = None,
-    image_column: Annotated[str | None, typer.Option(help="Parquet column of encoded images.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Parquet column of labels.")] = None,
-    holdout: Annotated[
-        float | None,
-        typer.Option(help="Share held out for evaluation where the data has no split. [default: 0.1]"),
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, else this machine]")
-    ] = None,
-    cpus_per_worker: Annotated[float | None, typer.Option(min=0.05, help="CPUs of each worker.")] = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    holdout: Holdout = None,
+    address: Address = None,
+    cpus_per_worker: CpusPerWorker = None,
     gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="GPUs of each worker.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and warnings only.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also what Ray says.")] = False,
+    as_json: JsonAtEnd = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Pretrain a model without labels."""
-    from ssl_ray.console import Console
     from ssl_ray.errors import UserError
     from ssl_ray.training.pretrain import Request, pretrain
 
@@ -97,7 +96,7 @@ def pretrain(
             as_json=as_json,
             verbose=verbose,
         ),
-        Console("quiet" if quiet or as_json else "verbose" if verbose else "normal"),
+        make_console(as_json, quiet, verbose),
     )
     if summary["status"] == "collapsed":
         raise typer.Exit(3)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ssl_ray.cli.options import JsonAtEnd, Storage, make_console
+
 
 def report(
     runs: Annotated[
@@ -13,7 +15,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="File to write. [default: report.html in the (first) run's folder]")
     ] = None,
-    storage: Annotated[str, typer.Option(envvar="SSL_RAY_STORAGE", help="Where runs are kept.")] = "runs",
+    storage: Storage = "runs",
     images: Annotated[
         int | None,
         typer.Option(min=10, help="Images to take features of. [default: 2000, or 500 above 64 px]"),
@@ -21,14 +23,13 @@ def report(
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Without: numbers and curves alone, in seconds.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+    as_json: JsonAtEnd = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what takes time.")] = False,
 ) -> None:
     """Write a page about runs: numbers, curves, recipe, views, reconstructions, neighbours, a map of the features."""
-    from ssl_ray.console import Console
     from ssl_ray.trained.report import Request, report
 
     report(
         Request(runs, out, storage, images, pictures, as_json),
-        Console("quiet" if as_json else "verbose" if verbose else "normal"),
+        make_console(as_json, verbose=verbose),
     )

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ssl_ray.cli.options import Json, make_console
+
 if TYPE_CHECKING:
     from ssl_ray.console import Console
     from ssl_ray.tracking import History, PastRun
@@ -25,7 +27,6 @@ Limit = Annotated[int, typer.Option(min=0, help="At most so many; 0 for all.")]
 Experiment = Annotated[
     str | None, typer.Option(help="MLflow experiment. [default: MLFLOW_EXPERIMENT_NAME, else ssl-ray]")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
 Run = Annotated[str, typer.Argument(help="A run's name, its MLflow id, or the beginning of either.")]
 Runs = Annotated[list[str], typer.Argument(help="Names, MLflow ids, or beginnings of them.")]
 
@@ -186,12 +187,9 @@ def _misplaced(name: str, verb: str) -> Exception:
 
 
 def _open(experiment: str | None, as_json: bool) -> "tuple[History, Console]":
-    from ssl_ray.console import Console
     from ssl_ray.tracking import open_history, tracking_settings
 
-    return open_history(tracking_settings(".", experiment=experiment)), Console(
-        "quiet" if as_json else "normal"
-    )
+    return open_history(tracking_settings(".", experiment=experiment)), make_console(as_json)
 
 
 def _find_all(history: "History", names: Sequence[str]) -> "list[PastRun]":

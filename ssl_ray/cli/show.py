@@ -4,16 +4,14 @@ from typing import Annotated
 
 import typer
 
+from ssl_ray.cli.options import Recipe, Scale, Settings
+
 
 def show(
-    recipe: Annotated[
-        str, typer.Argument(help="An algorithm (see `ssl-ray list`), a recipe.json, or a file.py[:NAME].")
-    ],
+    recipe: Recipe,
     data: Annotated[str, typer.Option(help="The data set to fit the recipe to.")] = "fashion",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="path=value, such as algorithm.backbone.depth=18.")
-    ] = None,
-    scale: Annotated[str, typer.Option(help="auto, paper or small.")] = "auto",
+    settings: Settings = None,
+    scale: Scale = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print it as a recipe.json, ready for `pretrain`.")
     ] = False,

@@ -4,18 +4,25 @@ from typing import Annotated
 
 import typer
 
+from ssl_ray.cli.options import (
+    Address,
+    CpusPerWorker,
+    Data,
+    Holdout,
+    ImageColumn,
+    JsonAtEnd,
+    LabelColumn,
+    OptionalRecipe,
+    Quiet,
+    Scale,
+    SharedStorage,
+    make_console,
+)
+
 
 def tune(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(help="An algorithm (see `ssl-ray list`), a recipe.json, or a file.py[:NAME]."),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="fashion, digits, torchvision:NAME, a folder, Parquet, s3://... [default: fashion]"
-        ),
-    ] = None,
+    recipe: OptionalRecipe = None,
+    data: Data = None,
     searches: Annotated[
         list[str] | None,
         typer.Option(
@@ -51,25 +58,18 @@ def tune(
     gpus_per_trial: Annotated[
         float | None, typer.Option(min=0, help="GPUs of each trial, also a part of one.")
     ] = None,
-    cpus_per_worker: Annotated[float | None, typer.Option(min=0.05, help="CPUs of each worker.")] = None,
+    cpus_per_worker: CpusPerWorker = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides which values are tried.")] = 0,
-    scale: Annotated[str, typer.Option(help="auto, paper or small.")] = "auto",
+    scale: Scale = "auto",
     name: Annotated[str | None, typer.Option(help="The search's name.")] = None,
-    storage: Annotated[
-        str, typer.Option(envvar="SSL_RAY_STORAGE", help="Where runs are kept; all nodes must reach it.")
-    ] = "runs",
+    storage: SharedStorage = "runs",
     resume: Annotated[
         str | None, typer.Option(help="Continue this search (folder or name); ended trials are kept.")
     ] = None,
-    image_column: Annotated[str | None, typer.Option(help="Parquet column of encoded images.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Parquet column of labels.")] = None,
-    holdout: Annotated[
-        float | None,
-        typer.Option(help="Share held out for evaluation where the data has no split. [default: 0.1]"),
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, else this machine]")
-    ] = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    holdout: Holdout = None,
+    address: Address = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and end.")] = False,
     cluster: Annotated[
         str | None,
@@ -77,14 +77,13 @@ def tune(
             help="With --dry-run: the totals of a cluster to plan for, such as gpus=16,cpus=128,nodes=4."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and warnings only.")] = False,
+    as_json: JsonAtEnd = False,
+    quiet: Quiet = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Also evaluations, and what Ray says.")
     ] = False,
 ) -> None:
     """Search a recipe's settings: many short pretrainings, the best of them kept."""
-    from ssl_ray.console import Console
     from ssl_ray.errors import UserError
     from ssl_ray.training.pretrain import Request as Base
     from ssl_ray.tuning.search import Request, tune
@@ -145,7 +144,7 @@ def tune(
             cluster=cluster,
             dry_run=dry_run,
         ),
-        Console("quiet" if quiet or as_json else "verbose" if verbose else "normal"),
+        make_console(as_json, quiet, verbose),
     )
     if summary.get("status") == "interrupted":
         raise typer.Exit(130)  # as a shell says of a command that Ctrl-C ended
