@@ -23,7 +23,7 @@ def embed(
     subject: Subject,
     out: Annotated[str, typer.Option(help="Folder or URI for the parts; all nodes must reach it.")],
     data: Annotated[
-        str | None, typer.Option(help="Images, as of `pretrain`. [default: the run's own]")
+        str | None, typer.Option(help="Images, as of `pretrain`.", show_default="the run's own")
     ] = None,
     split: Annotated[str, typer.Option(help="all, train or val.")] = "all",
     dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
@@ -35,7 +35,11 @@ def embed(
     actors: Annotated[
         int | None,
         typer.Option(
-            "--actors", "--workers", min=1, help="Processes that make features. [default: by the cluster]"
+            "--actors",
+            "--workers",
+            min=1,
+            help="Processes that make features.",
+            show_default="by the cluster",
         ),
     ] = None,
     gpus_per_actor: GpusPerActor = None,

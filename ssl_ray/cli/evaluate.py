@@ -23,10 +23,11 @@ from ssl_ray.cli.options import (
 def evaluate(
     subject: Subject,
     protocols: Annotated[
-        list[str] | None, typer.Argument(help="knn, linear, lowshot, svm, finetune. [default: knn linear]")
+        list[str] | None,
+        typer.Argument(help="knn, linear, lowshot, svm, finetune.", show_default="knn linear"),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Labelled images, as of `pretrain`. [default: the run's own]")
+        str | None, typer.Option(help="Labelled images, as of `pretrain`.", show_default="the run's own")
     ] = None,
     storage: Storage = "runs",
     random: Annotated[
@@ -40,16 +41,17 @@ def evaluate(
             "--actors",
             "--workers",
             min=1,
-            help="Processes that make features, or train with finetune. [default: by the cluster; 1 to train]",
+            help="Processes that make features, or train with finetune.",
+            show_default="by the cluster; 1 to train",
         ),
     ] = None,
     gpus_per_actor: GpusPerActor = None,
     batch_size: BatchSize = None,
     k: Annotated[
-        list[int] | None, typer.Option(min=1, help="Neighbours. [default: 10, 20, 100, 200]")
+        list[int] | None, typer.Option(min=1, help="Neighbours.", show_default="10, 20, 100, 200")
     ] = None,
     temperature: Annotated[
-        list[float] | None, typer.Option(help="Of kNN's weights exp(s / T). [default: 0.07, 0.1]")
+        list[float] | None, typer.Option(help="Of kNN's weights exp(s / T).", show_default="0.07, 0.1")
     ] = None,
     probe: Annotated[
         str,
@@ -58,13 +60,15 @@ def evaluate(
         ),
     ] = "auto",
     shots: Annotated[
-        list[int] | None, typer.Option(min=1, help="Labels per class. [default: 1, 2, 4, 8, 16]")
+        list[int] | None, typer.Option(min=1, help="Labels per class.", show_default="1, 2, 4, 8, 16")
     ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws of few labels, for mean and spread.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Of splits, draws and initial weights.")] = 0,
     labels: Annotated[
         list[str] | None,
-        typer.Option(help="finetune: how many labels, such as 1%, 10%, 4-shot; repeatable. [default: 100%]"),
+        typer.Option(
+            help="finetune: how many labels, such as 1%, 10%, 4-shot; repeatable.", show_default="100%"
+        ),
     ] = None,
     from_scratch: Annotated[
         bool,
@@ -78,7 +82,7 @@ def evaluate(
     label_column: LabelColumn = None,
     holdout: Annotated[
         float | None,
-        typer.Option(help="Share held out where the data has no split. [default: the run's, else 0.1]"),
+        typer.Option(help="Share held out where the data has no split.", show_default="the run's, else 0.1"),
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep features.")] = False,
     address: Address = None,

@@ -16,7 +16,7 @@ def export_backbone(
         str, typer.Option("--format", help="torchvision, timm, safetensors, onnx or torchscript.")
     ],
     out: Annotated[
-        Path | None, typer.Option(help="File to write. [default: NAME-FORMAT in this folder]")
+        Path | None, typer.Option(help="File to write.", show_default="NAME-FORMAT in this folder")
     ] = None,
     storage: Storage = "runs",
     as_json: JsonAtEnd = False,

@@ -15,15 +15,17 @@ def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="MMSelfSup, MoCo, MAE, ..., torchvision or timm weights.")],
     algorithm: Annotated[
         str | None,
-        typer.Option(help="Whose checkpoint it is (see `ssl-ray list`). [default: told from its keys]"),
+        typer.Option(help="Whose checkpoint it is (see `ssl-ray list`).", show_default="told from its keys"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="File or folder to write. [default: FILE.safetensors in this folder]")
+        Path | None,
+        typer.Option(help="File or folder to write.", show_default="FILE.safetensors in this folder"),
     ] = None,
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="'ResNet(depth=50)', or the recipe whose backbone it is. [default: told from the shapes]"
+            help="'ResNet(depth=50)', or the recipe whose backbone it is.",
+            show_default="told from the shapes",
         ),
     ] = None,
     partial: Annotated[

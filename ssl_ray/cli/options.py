@@ -28,16 +28,18 @@ Scale = Annotated[str, typer.Option(help="auto, paper or small.")]
 # The images.
 Data = Annotated[
     str | None,
-    typer.Option(help="fashion, digits, torchvision:NAME, a folder, Parquet, s3://... [default: fashion]"),
+    typer.Option(
+        help="fashion, digits, torchvision:NAME, a folder, Parquet, s3://...", show_default="fashion"
+    ),
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="Parquet column of encoded images.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Parquet column of labels.")]
 Holdout = Annotated[
     float | None,
-    typer.Option(help="Share held out for evaluation where the data has no split. [default: 0.1]"),
+    typer.Option(help="Share held out for evaluation where the data has no split.", show_default="0.1"),
 ]
 Size = Annotated[
-    int | None, typer.Option(min=8, help="Pixels a side. [default: what the network is meant for]")
+    int | None, typer.Option(min=8, help="Pixels a side.", show_default="what the network is meant for")
 ]
 
 # Where to work, and with how much.
@@ -47,14 +49,14 @@ SharedStorage = Annotated[
     str, typer.Option(envvar="SSL_RAY_STORAGE", help="Where runs are kept; all nodes must reach it.")
 ]
 Address = Annotated[
-    str | None, typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, else this machine]")
+    str | None, typer.Option(help="Ray cluster to join.", show_default="RAY_ADDRESS, else this machine")
 ]
 CpusPerWorker = Annotated[float | None, typer.Option(min=0.05, help="CPUs of each worker.")]
 GpusPerActor = Annotated[
-    float | None, typer.Option(min=0, help="GPUs of each. [default: 1 where there are any]")
+    float | None, typer.Option(min=0, help="GPUs of each.", show_default="1 where there are any")
 ]
 BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Images in one pass. [default: 256 on a GPU, 64 on a CPU]")
+    int | None, typer.Option(min=1, help="Images in one pass.", show_default="256 on a GPU, 64 on a CPU")
 ]
 
 # What to say.

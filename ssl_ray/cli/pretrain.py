@@ -26,7 +26,8 @@ def pretrain(
     recipe: OptionalRecipe = None,
     data: Data = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Training workers. [default: 1, or as before with --resume]")
+        int | None,
+        typer.Option(min=1, help="Training workers.", show_default="1, or as before with --resume"),
     ] = None,
     settings: Settings = None,
     scale: Scale = "auto",

@@ -13,12 +13,13 @@ def report(
         list[str], typer.Argument(help="Runs: folders, names, MLflow ids, or beginnings of these.")
     ],
     out: Annotated[
-        Path | None, typer.Option(help="File to write. [default: report.html in the (first) run's folder]")
+        Path | None,
+        typer.Option(help="File to write.", show_default="report.html in the (first) run's folder"),
     ] = None,
     storage: Storage = "runs",
     images: Annotated[
         int | None,
-        typer.Option(min=10, help="Images to take features of. [default: 2000, or 500 above 64 px]"),
+        typer.Option(min=10, help="Images to take features of.", show_default="2000, or 500 above 64 px"),
     ] = None,
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Without: numbers and curves alone, in seconds.")

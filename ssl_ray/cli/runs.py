@@ -25,7 +25,7 @@ Sort = Annotated[str, typer.Option(help="started, name, duration or a metric.")]
 Reverse = Annotated[bool, typer.Option("--reverse", help="The other way round.")]
 Limit = Annotated[int, typer.Option(min=0, help="At most so many; 0 for all.")]
 Experiment = Annotated[
-    str | None, typer.Option(help="MLflow experiment. [default: MLFLOW_EXPERIMENT_NAME, else ssl-ray]")
+    str | None, typer.Option(help="MLflow experiment.", show_default="MLFLOW_EXPERIMENT_NAME, else ssl-ray")
 ]
 Run = Annotated[str, typer.Argument(help="A run's name, its MLflow id, or the beginning of either.")]
 Runs = Annotated[list[str], typer.Argument(help="Names, MLflow ids, or beginnings of them.")]
@@ -139,7 +139,7 @@ def best(
     metric: Annotated[str, typer.Option(help="Judge by the last value of this.")] = "val/knn_top1",
     lowest: Annotated[
         bool | None,
-        typer.Option("--lowest/--highest", help="Which is best. [default: told from the metric's name]"),
+        typer.Option("--lowest/--highest", help="Which is best.", show_default="told from the metric's name"),
     ] = None,
     algorithm: Algorithm = None,
     status: Status = None,

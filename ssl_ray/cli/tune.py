@@ -37,23 +37,27 @@ def tune(
         str, typer.Option("--scheduler", "--algorithm", help="asha, random, grid, pbt or optuna.")
     ] = "asha",
     trials: Annotated[
-        int | None, typer.Option(min=1, help="How many. [default: 12; grid: every combination]")
+        int | None, typer.Option(min=1, help="How many.", show_default="12; grid: every combination")
     ] = None,
     concurrent: Annotated[
-        int | None, typer.Option(min=1, help="Trials at a time. [default: what the cluster holds]")
+        int | None, typer.Option(min=1, help="Trials at a time.", show_default="what the cluster holds")
     ] = None,
     max_epochs: Annotated[
-        int | None, typer.Option(min=1, help="Epochs of a trial that is not stopped. [default: the recipe's]")
+        int | None,
+        typer.Option(min=1, help="Epochs of a trial that is not stopped.", show_default="the recipe's"),
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option(help="knn_top1, rankme or embedding_std. [default: knn_top1 with labels, else rankme]"),
+        typer.Option(
+            help="knn_top1, rankme or embedding_std.", show_default="knn_top1 with labels, else rankme"
+        ),
     ] = None,
     time_budget: Annotated[
         str | None, typer.Option(help="Stop what trains after so long: 90s, 30m, 2h, 1d.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Training workers of each trial. [default: one per GPU, or 1]")
+        int | None,
+        typer.Option(min=1, help="Training workers of each trial.", show_default="one per GPU, or 1"),
     ] = None,
     gpus_per_trial: Annotated[
         float | None, typer.Option(min=0, help="GPUs of each trial, also a part of one.")

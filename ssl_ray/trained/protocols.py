@@ -119,9 +119,7 @@ def svm(case: Case) -> list[Result]:
         )
         return judge(scores, val.labels) | {"map": mean_average_precision(scores, val.labels)}
 
-    draws: list[Draw] = [
-        (f"{n} per class", f"n{n}", LabelBudget(shots=n), few) for n in _shots(case, "SVM")
-    ]
+    draws: list[Draw] = [(f"{n} per class", f"n{n}", LabelBudget(shots=n), few) for n in _shots(case, "SVM")]
     return _over_draws(case, "svm", draws)
 
 

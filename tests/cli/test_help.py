@@ -1,9 +1,14 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import typer
+from rich.text import Text
+
 import ssl_ray
+from ssl_ray.cli.app import app
 
 PROGRAM = Path(sys.executable).with_name("ssl-ray")
 
@@ -23,6 +28,24 @@ def test_help_imports_nothing_heavy() -> None:
     assert not imported & heavy
     for verb in ("pretrain", "list", "show", "runs", "version"):
         assert re.search(rf"\b{verb}\b", done.stdout)
+
+
+def help_texts(command: typer.core.TyperCommand | typer.core.TyperGroup) -> Iterator[str]:
+    yield command.help or ""
+    yield from (getattr(parameter, "help", None) or "" for parameter in command.params)
+    for below in getattr(command, "commands", {}).values():
+        yield from help_texts(below)
+
+
+def test_no_part_of_a_help_text_is_taken_for_markup() -> None:
+    texts = list(help_texts(typer.main.get_command(app)))
+    assert len(texts) > 100
+    assert [text for text in texts if Text.from_markup(text).plain != text] == []
+
+
+def test_defaults_in_words_are_shown() -> None:
+    done = run("pretrain", "--help")
+    assert "(RAY_ADDRESS, else this machine)" in " ".join(re.findall(r"[^\s│]+", done.stdout))
 
 
 def test_version() -> None:
