@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_ray.evaluation.logistic import fit_logistic
+
 HELD_OUT = 0.1  # share of the training rows on which a learning rate or a C is chosen
 COSTS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """C of logistic regression on standardised features; a larger one fits the training rows more closely."""
@@ -234,30 +236,12 @@ def logistic(
     x, y = features.to(device).float(), labels.to(device)
     shift, scale = (part.to(device) for part in standard or standardise(x))
     x = (x - shift) * scale
-    weight = start.weight.clone() if start else torch.zeros(x.shape[1], classes, device=device)
-    bias = start.bias.clone() if start else torch.zeros(classes, device=device)
-    parameters = [weight.requires_grad_(), bias.requires_grad_()]
+    begin = (start.weight, start.bias) if start else None
     # Divided by C n: gradients of the order of 1, whatever the number of rows.
-    optimizer = torch.optim.LBFGS(
-        parameters,
-        1.0,
-        steps,
-        tolerance_grad=tolerance,
-        tolerance_change=1e-10,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
-    decay = 1 / (2 * cost * len(x))
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(x @ weight + bias, y) + decay * weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    with torch.enable_grad(), enough_threads(x.shape[0] * x.shape[1] * classes):
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return Probe(shift, scale, weight.detach(), bias.detach())
+    penalty = 1 / (cost * len(x))
+    with enough_threads(x.shape[0] * x.shape[1] * classes):
+        fitted = fit_logistic(x, y, classes, penalty, start=begin, iterations=steps, tolerance=tolerance)
+    return Probe(shift, scale, *fitted)
 
 
 @contextmanager

@@ -5,14 +5,14 @@ nothing leads from its labels to the backbone: features arrive as numbers withou
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_ray import distributed
 from ssl_ray.errors import UserError
+from ssl_ray.evaluation.logistic import fit_logistic
 from ssl_ray.evaluation.spectrum import float64
 
-_CHUNK_ELEMENTS = 2**25  # logits held at a time (256 MiB)
+_ROWS = 65536  # queries judged at a time
 
 
 def linear_accuracy(
@@ -45,9 +45,8 @@ def linear_accuracy(
     std = (distributed.sum_((bank - mean).square().sum(dim=0)) / counts[0]).sqrt()
     scale = torch.where(std > 1e-6 * std.max(), 1 / std, torch.zeros_like(std)).nan_to_num(posinf=0)
     bank, queries = (bank - mean) * scale, (queries - mean) * scale
-    classes = _num_classes(bank_labels)
-    weight, bias = _fit(bank, bank_labels, classes, penalty, iterations)
-    predicted = [(part @ weight.T + bias).argmax(dim=1) for part in _chunks(queries, classes)]
+    weight, bias = fit_logistic(bank, bank_labels, _num_classes(bank_labels), penalty, iterations=iterations)
+    predicted = [(part @ weight + bias).argmax(dim=1) for part in torch.split(queries, _ROWS)]
     correct = distributed.sum_((torch.cat(predicted) == labels).sum())
     return int(correct) / int(counts[1])
 
@@ -56,41 +55,3 @@ def _num_classes(labels: Tensor) -> int:
     """One more than the largest label of all ranks."""
     mine = labels.max() if len(labels) else labels.new_tensor(-1)
     return int(distributed.gather(mine[None]).max()) + 1
-
-
-def _fit(
-    rows: Tensor, labels: Tensor, classes: int, penalty: float, iterations: int
-) -> tuple[Tensor, Tensor]:
-    """Weight (classes, D) and bias (classes,); every rank computes the same from the sums over all."""
-    parameters = rows.new_zeros(classes, rows.shape[1] + 1, requires_grad=True)
-    count = distributed.sum_(torch.tensor(len(rows), device=rows.device))
-    optimizer = torch.optim.LBFGS(
-        [parameters], max_iter=iterations, tolerance_grad=1e-6, history_size=10, line_search_fn="strong_wolfe"
-    )
-
-    def loss_and_gradient() -> Tensor:
-        gradient = torch.zeros_like(parameters)
-        loss = rows.new_zeros(())
-        weight, bias = parameters.detach()[:, :-1], parameters.detach()[:, -1]
-        for part, target in zip(_chunks(rows, classes), _chunks(labels, classes), strict=True):
-            log_p = F.log_softmax(part @ weight.T + bias, dim=1)
-            loss += F.nll_loss(log_p, target, reduction="sum")
-            error = log_p.exp() - F.one_hot(target, classes)
-            gradient[:, :-1] += error.T @ part
-            gradient[:, -1] += error.sum(dim=0)
-        distributed.sum_(loss)
-        distributed.sum_(gradient)
-        gradient /= count
-        gradient[:, :-1] += penalty * weight
-        parameters.grad = gradient
-        return loss / count + penalty / 2 * weight.square().sum()
-
-    with torch.no_grad():
-        optimizer.step(loss_and_gradient)  # type: ignore[no-untyped-call]
-    fitted = parameters.detach()
-    return fitted[:, :-1], fitted[:, -1]
-
-
-def _chunks(rows: Tensor, classes: int) -> tuple[Tensor, ...]:
-    """Rows, or their labels, in pieces whose logits fit."""
-    return torch.split(rows, max(1, _CHUNK_ELEMENTS // classes))

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -6,7 +5,6 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from ssl_ray.errors import UserError
-from ssl_ray.evaluation import probe
 from ssl_ray.evaluation.probe import linear_accuracy
 from tests.evaluation.ranks import on_ranks
 
@@ -33,16 +31,6 @@ def test_equals_scikit_learn() -> None:
     assert ours == pytest.approx(expected, abs=0.0015)
 
 
-def test_fitted_weights_equal_scikit_learn() -> None:
-    rows, labels = blobs(0, 300, dim=6)
-    rows = torch.from_numpy(StandardScaler().fit_transform(rows.double().numpy()))
-    weight, bias = probe._fit(rows, labels, 5, penalty=0.01, iterations=1000)
-    reference = LogisticRegression(C=1 / 3, tol=1e-10, max_iter=5000).fit(rows.numpy(), labels.numpy())
-    np.testing.assert_allclose(weight.numpy(), reference.coef_, atol=1e-4)
-    logits = (rows @ weight.T + bias).softmax(1)
-    np.testing.assert_allclose(logits.numpy(), reference.predict_proba(rows.numpy()), atol=1e-4)
-
-
 def test_no_gradient_leads_back() -> None:
     (bank, bank_labels), (queries, labels) = blobs(0, 50), blobs(1, 20)
     bank.requires_grad_()
@@ -50,13 +38,6 @@ def test_no_gradient_leads_back() -> None:
     linear_accuracy(bank * 2, bank_labels, queries * 2, labels)
     assert bank.grad is None
     assert queries.grad is None
-
-
-def test_pieces_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    (bank, bank_labels), (queries, labels) = blobs(0, 100), blobs(1, 64)
-    whole = linear_accuracy(bank, bank_labels, queries, labels)
-    monkeypatch.setattr(probe, "_CHUNK_ELEMENTS", 35)  # 7 rows at a time
-    assert linear_accuracy(bank, bank_labels, queries, labels) == whole
 
 
 def test_collapsed_features_know_the_largest_class() -> None:
