@@ -25,6 +25,8 @@ ON_TWO_CPUS = (
     "tests/trained/test_verbs.py",
     "tests/training/test_cluster.py",
     "tests/tuning/test_kill.py",
+    "tests/tuning/test_population.py",
+    "tests/tuning/test_schedule.py",
 )
 
 

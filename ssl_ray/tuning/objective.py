@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from ssl_ray.data.source import Dataset
 from ssl_ray.errors import UserError, nearest
 
+# What a trial's results call the score and the epoch that it belongs to.
+METRIC, TIME = "objective", "epoch"
+
 
 @dataclass(frozen=True)
 class Objective:

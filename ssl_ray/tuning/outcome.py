@@ -11,9 +11,9 @@ Status = Literal["waiting", "running", "finished", "stopped", "interrupted", "fa
 
 @dataclass(frozen=True)
 class Outcome:
-    """name: the trial's. run: its folder's. values: path -> value. status: stopped by the scheduler, interrupted by
-    Ctrl-C or the time budget. score: of the last evaluation, None before the first. epoch: of that evaluation. curve:
-    (epoch, score) of all. cause: why it failed.
+    """name: the trial's. run: its folder's. values: path -> value. status: waiting to begin or to go on, stopped by the
+    scheduler, interrupted by Ctrl-C or the time budget. score: of the last evaluation, None before the first. epoch: of
+    that evaluation. curve: (epoch, score) of all. cause: why it failed.
     """
 
     name: str

@@ -7,9 +7,8 @@ from ray import tune
 
 from ssl_ray.console import Console, TrainProgress
 from ssl_ray.tracking import AnyTracker
-from ssl_ray.tuning.objective import Objective
+from ssl_ray.tuning.objective import METRIC, TIME, Objective
 from ssl_ray.tuning.outcome import Outcome, Status, best_of
-from ssl_ray.tuning.schedule import METRIC, TIME
 from ssl_ray.tuning.trial import trial_name
 
 
@@ -147,7 +146,7 @@ def outcome_of(trial: Any, latest: dict[str, Any] | None = None, ended: bool = F
         status = "failed"
     elif trial.status == "TERMINATED" or ended:
         status = last.get("ended") or ("stopped" if last.get("done") else "interrupted")
-    elif trial.status in ("RUNNING", "PAUSED"):
+    elif trial.status == "RUNNING":
         status = "running"
     name = trial_name(trial.trial_id)
     curve = [(epoch, score) for epoch, score in last.get("curve", [])]

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
+from ray.tune.search.optuna import OptunaSearch
 
 from ssl_ray.errors import UserError
+from ssl_ray.tuning.objective import METRIC, TIME
 from ssl_ray.tuning.plan import SearchPlan
+from ssl_ray.tuning.population import Population
 from ssl_ray.tuning.space import Choice, Integer, LogUniform, Quantized, Space, Uniform
-
-METRIC, TIME = "objective", "epoch"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,15 @@ class Asha(tune.schedulers.ASHAScheduler):  # type: ignore[misc]
             self.on_trial_result(tune_controller, trial, {TIME: epoch, METRIC: score})
 
 
+class Optuna(OptunaSearch):  # type: ignore[misc]
+    """Learns from evaluations alone: a trial is heard of before its first one, and between two."""
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Called by Tune for each result."""
+        if METRIC in result and not result.get("heartbeat"):
+            super().on_trial_result(trial_id, result)
+
+
 def make_parts(plan: SearchPlan, concurrent: int) -> Parts:
     """Tune's searcher and scheduler. Raises UserError where Optuna is wanted and not installed."""
     random.seed(plan.seed)  # PBT draws from here
@@ -48,9 +58,13 @@ def make_parts(plan: SearchPlan, concurrent: int) -> Parts:
         return Parts(domains, _optuna(plan, concurrent), _asha(plan), samples)
     from ray.tune.search import BasicVariantGenerator
 
+    if plan.scheduler == "pbt":
+        # All trials are there from the beginning; the scheduler chooses which of them run.
+        everyone = BasicVariantGenerator(random_state=plan.seed)
+        return Parts(domains, everyone, _population(plan, concurrent), samples)
     searcher = BasicVariantGenerator(max_concurrent=concurrent, random_state=plan.seed)
-    scheduler = {"asha": _asha, "pbt": _pbt}.get(plan.scheduler, lambda _: tune.schedulers.FIFOScheduler())
-    return Parts(domains, searcher, scheduler(plan), samples)
+    scheduler = _asha(plan) if plan.scheduler == "asha" else tune.schedulers.FIFOScheduler()
+    return Parts(domains, searcher, scheduler, samples)
 
 
 def _asha(plan: SearchPlan) -> Any:
@@ -62,14 +76,9 @@ def _asha(plan: SearchPlan) -> Any:
     )
 
 
-def _pbt(plan: SearchPlan) -> Any:
-    return tune.schedulers.PopulationBasedTraining(
-        time_attr=TIME,
-        perturbation_interval=plan.interval,
-        hyperparam_mutations={path: _domain(plan.search[path]) for path in plan.mutated},
-        require_attrs=False,
-        log_config=False,
-    )
+def _population(plan: SearchPlan, slots: int) -> Population:
+    mutations = {path: _domain(plan.search[path]) for path in plan.mutated}
+    return Population(slots=slots, interval=plan.interval, last=plan.max_epochs, mutations=mutations)
 
 
 def _optuna(plan: SearchPlan, concurrent: int) -> Any:
@@ -82,14 +91,13 @@ def _optuna(plan: SearchPlan, concurrent: int) -> Any:
     import warnings
 
     from ray.tune.search import ConcurrencyLimiter
-    from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", module=r"optuna\.")
     # A quarter of the trials, two to ten, tell the sampler what the space looks like.
     start = min(10, max(2, math.ceil(plan.trials / 4)))
     sampler = optuna.samplers.TPESampler(seed=plan.seed, n_startup_trials=start)
-    search = OptunaSearch(metric=METRIC, mode="max", sampler=sampler)
+    search = Optuna(metric=METRIC, mode="max", sampler=sampler)
     return ConcurrencyLimiter(search, max_concurrent=concurrent)
 
 

@@ -23,7 +23,7 @@ from ssl_ray.training.notices import Notices
 from ssl_ray.tuning import plots
 from ssl_ray.tuning.capacity import Fit, Nodes, fit_trials, parse_cluster
 from ssl_ray.tuning.forecast import forecast, show_forecast
-from ssl_ray.tuning.objective import OBJECTIVES, Objective, choose_objective
+from ssl_ray.tuning.objective import METRIC, OBJECTIVES, Objective, choose_objective
 from ssl_ray.tuning.outcome import Outcome, best_of, ranked, table
 from ssl_ray.tuning.plan import SearchPlan, make_plan
 from ssl_ray.tuning.space import Search, format_space, from_json, parse_searches, to_json
@@ -307,7 +307,7 @@ def _fit_tuner(
     from ray import tune as ray_tune
 
     from ssl_ray.tuning.progress import Progress
-    from ssl_ray.tuning.schedule import METRIC, make_parts
+    from ssl_ray.tuning.schedule import make_parts
     from ssl_ray.tuning.trial import Trial, TrialJob
 
     plan, folder = search.plan, search.folder

@@ -29,8 +29,7 @@ from ssl_ray.training.control import Control
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.preflight import preflight
 from ssl_ray.training.pretrain import train_in
-from ssl_ray.tuning.objective import Objective
-from ssl_ray.tuning.schedule import METRIC, TIME
+from ssl_ray.tuning.objective import METRIC, TIME, Objective
 
 # Tune can stop a trial only between two results: without news for so long, the last one is sent again.
 HEARTBEAT_S = 5.0
