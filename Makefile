@@ -21,10 +21,10 @@ $(VENV)/.installed-bench: $(INSTALLED)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,bench]'
 	@touch $@
 
-demo: $(INSTALLED)  ## pretrain MoCo on 7,000 real images and judge it, no download (under 5 minutes on 2 cores)
+demo: $(INSTALLED)  ## pretrain MoCo on 7,000 real images and judge it, no download (4 to 7 minutes on 2 cores)
 	@$(BIN)/ssl-ray pretrain moco
 
-test: $(INSTALLED)  ## the tests, real Ray and real MLflow included (about 45 minutes on 2 cores)
+test: $(INSTALLED)  ## the tests, real Ray and real MLflow included (about 55 minutes on 2 cores)
 	@$(PYTEST) -m "not recipes"
 
 test-recipes: $(INSTALLED)  ## every SMALL recipe through the real command, two steps each
