@@ -2,7 +2,8 @@
 
 Runs the real command on Parquet files of small images (the embedded set, repeated), once for each of --images. What
 one more image costs is the difference of two runs by the difference of their sizes: starting Ray and loading torch is
-in neither. Memory is the largest resident size of any one process of a kind; it must not grow with the images.
+in neither. Memory is the largest resident size of any one process of a kind, and of all without what they share: it
+may grow until parts are as large as they get and the source's cache is full, and no further.
 
     python benchmarks/embed.py [--subject torchvision:resnet18] [--size 32] [--images 10000 40000] [--actors N] [--json]
 """

@@ -1,8 +1,9 @@
 """Features of any number of images, to Parquet: part by part, in parallel, continued where it was stopped.
 
 An actor makes a whole part, reads, embeds and writes it, and tells the driver only how many rows it has. So nothing
-large passes through the driver or Ray's object store, and memory does not grow with the number of images: an actor
-holds the features of one part and two batches of images.
+large passes through the driver or Ray's object store, and memory is bounded whatever the number of images: an actor
+holds the features of one part, a few times over while it writes them, two batches of images, and what the source keeps
+of what it read last (256 MiB of Parquet row groups).
 """
 
 import json
@@ -258,7 +259,7 @@ class _Write:
     def do(self, row: Mapping[str, Any]) -> dict[str, Any]:
         extraction = self.extractions[row["split"]]
         features, index, broken = extraction.embed(row["start"], row["stop"], self.device, self.threads)
-        values = features.numpy().astype(self.dtype).reshape(-1)
+        values = features.numpy().astype(self.dtype, copy=False).reshape(-1)
         columns: dict[str, Any] = {
             "index": pa.array(index.numpy(), pa.int64()),
             "path": pa.array([extraction.source.path(i) for i in index.tolist()], pa.string()),
