@@ -130,12 +130,13 @@ def average_batch_norm_(module: nn.Module) -> None:
             mine.copy_(average.view_as(mine))
 
 
-def agree(*flags: bool) -> list[bool]:
-    """Rank 0's flags on every rank."""
+def agree(*values: int) -> list[int]:
+    """Rank 0's flags and whole numbers on every rank."""
     if not is_distributed():
-        return list(flags)
+        return list(values)
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    return [bool(flag) for flag in broadcast(torch.tensor(flags, dtype=torch.uint8, device=device)).tolist()]
+    agreed: list[int] = broadcast(torch.tensor(values, dtype=torch.int64, device=device)).tolist()
+    return agreed
 
 
 def barrier() -> None:

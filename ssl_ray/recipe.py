@@ -74,13 +74,16 @@ class Optimization(_Section):
 class Training(_Section):
     """How long, how many at a time, and how the arithmetic is done.
 
-    accumulate: micro-batches per optimiser step. max_steps: stop early, schedules unchanged. checkpoint_steps and
-    checkpoint_minutes: whichever comes first, None switches one off.
+    accumulate: micro-batches per optimiser step. max_rows: of the batch that a worker takes at once at most; where its
+    share is larger there are more micro-batches, and batch norm and losses among a batch's rows see smaller ones.
+    max_steps: stop early, schedules unchanged. checkpoint_steps and checkpoint_minutes: whichever comes first, None
+    switches one off. hang_minutes: a worker whose step takes longer is taken for hung, and started again.
     """
 
     epochs: Positive
     global_batch_size: Positive
     accumulate: Positive = 1
+    max_rows: Positive | None = None
     max_steps: Positive | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -91,6 +94,7 @@ class Training(_Section):
     checkpoint_minutes: PositiveFloat | None = 10.0
     keep_checkpoints: Positive = 2
     max_nonfinite_steps: Positive = 3
+    hang_minutes: PositiveFloat | None = 10.0
     log_steps: Positive = 10
 
 

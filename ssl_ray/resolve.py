@@ -45,17 +45,6 @@ def resolve(recipe: Recipe, info: "DatasetInfo") -> Resolved:
     return Resolved(recipe, origins)
 
 
-def check_workers(recipe: Recipe, workers: int) -> None:
-    """Raises UserError unless the global batch divides evenly among workers and micro-batches."""
-    batch, accumulate = recipe.training.global_batch_size, recipe.training.accumulate
-    if workers < 1 or batch % (workers * accumulate):
-        allowed = [str(w) for w in range(1, batch // accumulate + 1) if batch % (w * accumulate) == 0]
-        raise UserError(
-            f"workers: {workers} x training.accumulate {accumulate} does not divide training.global_batch_size "
-            f"{batch}; workers may be {', '.join(allowed)}"
-        )
-
-
 def _refuse(recipe: Recipe, info: "DatasetInfo") -> None:
     """What no filling in can mend."""
     training, optimization, evaluation = recipe.training, recipe.optimization, recipe.evaluation

@@ -6,7 +6,7 @@ from ssl_ray.data.source import DatasetInfo
 from ssl_ray.errors import UserError
 from ssl_ray.experiments import load
 from ssl_ray.recipe import Recipe, override, overrides
-from ssl_ray.resolve import check_workers, resolve
+from ssl_ray.resolve import resolve
 from ssl_ray.spec import Spec
 from tests.test_recipe import RECIPE
 
@@ -124,15 +124,6 @@ def test_refuses_a_patch_that_does_not_divide_the_view() -> None:
 
 def test_k_does_not_matter_without_evaluation() -> None:
     resolve(overrides(RECIPE, {"evaluation.k": 1001, "evaluation.every_epochs": None}), INFO)
-
-
-def test_workers_must_divide_the_batch() -> None:
-    recipe = overrides(RECIPE, {"training.global_batch_size": 12, "training.accumulate": 2})
-    for workers in (1, 2, 3, 6):
-        check_workers(recipe, workers)
-    for workers in (0, 4, 5, 12):
-        with pytest.raises(UserError, match=r"workers: .* workers may be 1, 2, 3, 6$"):
-            check_workers(recipe, workers)
 
 
 def test_the_neck_takes_what_the_backbone_gives() -> None:

@@ -26,8 +26,11 @@ def pretrain(
     recipe: OptionalRecipe = None,
     data: Data = None,
     workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Training workers.", show_default="1, or as before with --resume"),
+        str | None,
+        typer.Option(
+            help="Training workers: a number, or a range such as 2..16, which follows the cluster's size.",
+            show_default="1, or as before with --resume",
+        ),
     ] = None,
     settings: Settings = None,
     scale: Scale = "auto",
@@ -56,6 +59,7 @@ def pretrain(
     """Pretrain a model without labels."""
     from ssl_ray.errors import UserError
     from ssl_ray.training.pretrain import Request, pretrain
+    from ssl_ray.training.workers import Workers
 
     if recipe is None and resume is None:
         raise UserError(
@@ -83,7 +87,7 @@ def pretrain(
         Request(
             recipe=recipe,
             data=data or "fashion",
-            workers=workers,
+            workers=None if workers is None else Workers.parse(workers),
             settings=[*(settings or []), *(f"{k}={v}" for k, v in shorthands.items() if v is not None)],
             scale=scale,
             name=name,

@@ -90,6 +90,7 @@ def tune(
     """Search a recipe's settings: many short pretrainings, the best of them kept."""
     from ssl_ray.errors import UserError
     from ssl_ray.training.pretrain import Request as Base
+    from ssl_ray.training.workers import Workers
     from ssl_ray.tuning.search import Request, tune
 
     if recipe is None and resume is None:
@@ -123,7 +124,7 @@ def tune(
             base=Base(
                 recipe=recipe,
                 data=data or "fashion",
-                workers=workers,
+                workers=None if workers is None else Workers.exactly(workers),
                 settings=settings or [],
                 scale=scale,
                 name=name,

@@ -71,6 +71,7 @@ class Dealer:
         self.news: list[Any] = []
         self.too_many_broken = False
         self.stopping = False
+        self.checkpoint_wanted = False
 
     async def start(self, first_step: int, world_size: int) -> None:
         """Deals from `first_step` to `world_size` ranks. Does nothing if just that has begun and nobody was dealt."""
@@ -80,6 +81,7 @@ class Dealer:
         self.stop_producer.set()
         self.stop_producer = threading.Event()
         self.position, self.dealt = (first_step, world_size), False
+        self.checkpoint_wanted = False  # a group that starts has just read one
         self.queues = [asyncio.Queue(QUEUE_DEPTH) for _ in range(world_size)]
         threading.Thread(
             target=self._produce, args=(first_step, world_size, self.queues, self.stop_producer), daemon=True
@@ -128,9 +130,18 @@ class Dealer:
         """Asks the run to end at its next look, with a checkpoint."""
         self.stopping = True
 
-    async def stop_requested(self) -> bool:
-        """Whether somebody did."""
-        return self.stopping
+    async def request_checkpoint(self) -> None:
+        """Asks the run to save one at its next look."""
+        self.checkpoint_wanted = True
+
+    async def checkpoint_pending(self) -> bool:
+        """Whether that is still to be done."""
+        return self.checkpoint_wanted
+
+    async def look(self, saved: bool) -> tuple[bool, bool]:
+        """What rank 0 is asked to do: (stop, save a checkpoint). saved: whether it has since the look before."""
+        self.checkpoint_wanted = self.checkpoint_wanted and not saved
+        return self.stopping, self.checkpoint_wanted
 
     def _fail(self, message: str, final: bool) -> None:
         """Tells every rank in place of what waits for it, and deals no more."""

@@ -24,6 +24,7 @@ from ssl_ray.trained.case import Case
 from ssl_ray.trained.finetune_recipe import finetune_recipe
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.pretrain import Request, carry_out
+from ssl_ray.training.workers import Workers
 
 WEIGHTS = "backbone.safetensors"  # what a fine-tuning starts from, in its folder
 METRIC = "val/finetune_"
@@ -97,7 +98,7 @@ def _finetuned(case: Case, backbone: TrainedBackbone, variant: Variant) -> Resul
         record,
         Request(
             data=case.data,
-            workers=case.means.actors,
+            workers=Workers.exactly(case.means.actors) if case.means.actors else None,
             address=case.means.address,
             gpus_per_worker=case.means.gpus_per_actor,
             verbose=case.means.verbose,

@@ -5,11 +5,19 @@ banks (all in the algorithm's state dict), the optimiser's state, and the number
 no place here: they are drawn from (seed, step, rank) and (seed, epoch, index, view).
 """
 
+import contextlib
 import json
+import os
+import pickle
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from pyarrow import fs
 from torch import nn
 
 from ssl_ray.errors import UserError
@@ -17,6 +25,10 @@ from ssl_ray.recipe import Recipe
 
 FILE = "checkpoint.pt"
 RECIPE = "recipe.json"
+
+
+class BrokenCheckpoint(UserError):
+    """A checkpoint that is not whole: a disk was full, a machine went down."""
 
 
 def save(
@@ -35,20 +47,69 @@ def save(
         "next_step": next_step,
         "evaluations": evaluations,
     }
-    torch.save(state, Path(directory) / FILE)
+    path = Path(directory) / FILE
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:  # torch's word for a write that failed
+        free = shutil.disk_usage(directory).free
+        raise OSError(f"{path} cannot be written, {free / 1e6:,.0f} MB are free there") from error
     (Path(directory) / RECIPE).write_text(json.dumps(recipe.to_json(), indent=2))
 
 
+def store(filesystem: fs.FileSystem, folder: str, **contents: Any) -> str:
+    """Writes a checkpoint into a run's folder, whole or not at all; returns its path there. Raises OSError.
+
+    On a disk it gets its name when all of it is there. In an object store its name has no meaning before the run's list
+    of checkpoints holds it. contents: as of `save`.
+    """
+    token = secrets.token_hex(3)  # a run that goes back reaches the same step again
+    path = f"{folder}/checkpoint_{contents['next_step']:09d}_{token}"
+    with _workplace(filesystem, folder, token) as directory:
+        save(directory, **contents)
+        if isinstance(filesystem, fs.LocalFileSystem):
+            for file in (FILE, RECIPE):
+                with open(f"{directory}/{file}", "rb") as written:
+                    os.fsync(written.fileno())
+            os.rename(directory, path)
+        else:
+            fs.copy_files(
+                directory, path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem
+            )
+    return path
+
+
+@contextlib.contextmanager
+def _workplace(filesystem: fs.FileSystem, folder: str, token: str) -> Iterator[str]:
+    """A folder to write in, on the disk of the run's folder if it has one; nothing is left of it."""
+    here = f"{folder}/.saving_{token}" if isinstance(filesystem, fs.LocalFileSystem) else tempfile.mkdtemp()
+    try:
+        os.makedirs(here, exist_ok=True)
+        yield here
+    finally:
+        shutil.rmtree(here, ignore_errors=True)
+
+
 def load(directory: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Reads what `save` wrote; only tensors and plain values are accepted. Raises UserError for anything else."""
+    """Reads what `save` wrote; only tensors and plain values are accepted.
+
+    Raises BrokenCheckpoint where there is no checkpoint or not all of one, UserError for anything else.
+    """
     path = Path(directory) / FILE
     if not path.exists():
-        raise UserError(f"checkpoint: {path} does not exist; give a folder that holds {FILE}")
+        raise BrokenCheckpoint(f"checkpoint: {path} does not exist; give a folder that holds {FILE}")
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"checkpoint: {path} holds more than tensors and plain values, and is not opened: {_first_line(error)}"
+        ) from error
     except Exception as error:
-        raise UserError(f"checkpoint: {path} cannot be read: {error}") from error
+        raise BrokenCheckpoint(f"checkpoint: {path} cannot be read: {_first_line(error)}") from error
     return state
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def restore(directory: str | Path, algorithm: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Any]:

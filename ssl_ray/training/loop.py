@@ -2,13 +2,13 @@
 
 import inspect
 import logging
-import tempfile
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import ray.train
 import torch
+from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 from ray.train.torch import get_device, prepare_model
 from torch import nn
 
@@ -27,10 +27,14 @@ from ssl_ray.models.sync_batch_norm import synchronize_batch_norm
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import TrackingTarget
 from ssl_ray.training import checkpoint
+from ssl_ray.training.events import Begun, Fatal
+from ssl_ray.training.lookout import Lookout
 from ssl_ray.training.optim import build_optimizer, set_lr
 from ssl_ray.training.reporter import Reporter
 from ssl_ray.training.schedules import learning_rate
 from ssl_ray.training.step import begin_epoch, step_seed, take_step
+from ssl_ray.training.watchdog import Watchdog
+from ssl_ray.training.workers import accumulation
 
 # Buffers are queues, banks and BN statistics: every rank writes the same rows itself, so none is sent at each forward.
 # The argument has another name in older releases of torch.
@@ -64,13 +68,6 @@ class Job:
     init_from: str | None = None
 
 
-@dataclass(frozen=True)
-class Fatal:
-    """Event for the driver: the run cannot go on, and starting it again would not help."""
-
-    message: str
-
-
 def train_loop(config: dict[str, Job]) -> dict[str, Any]:
     """What Ray Train calls: `train`, with the user's errors told to the driver rather than retried."""
     job = config["job"]
@@ -98,17 +95,10 @@ def train(job: Job) -> dict[str, Any]:
         algorithm = synchronize_batch_norm(algorithm, device)
     optimizer = build_optimizer(optimization.optimizer, algorithm.param_groups(), optimization.lr)
 
-    step = 0
-    evaluations: list[dict[str, float]] = []
-    latest = ray.train.get_checkpoint()
-    if latest is None and job.init_from is not None:
-        latest = ray.train.Checkpoint(job.init_from)
-    if latest is not None:
-        with latest.as_directory() as directory:
-            step, evaluations = checkpoint.restore(directory, algorithm, optimizer)
-    _, stop = distributed.agree(False, rank == 0 and ray.get(job.dealer.stop_requested.remote()))
-    if stop:  # before a first step: there is nothing to save
-        return {"steps": step, "evaluations": evaluations, "images_per_second": 0.0}
+    step, evaluations = restore_newest(job, algorithm, optimizer)
+    stop = rank == 0 and ray.get(job.dealer.look.remote(saved=False))[0]
+    if distributed.agree(stop)[0]:  # before a first step: there is nothing to save
+        return {"steps": step, "evaluations": evaluations, "images_per_second": 0.0, "collapsed": False}
 
     if training.compile:
         algorithm.compile()
@@ -136,6 +126,10 @@ def train(job: Job) -> dict[str, Any]:
         stop_step=job.stop_step,
         images_per_step=job.plan.global_batch_size,
     )
+    reporter.send(Begun(step, world_size))
+    accumulate = accumulation(recipe, world_size)
+    lookout = Lookout(job.dealer, rank, step, training.checkpoint_minutes)
+    watchdog = Watchdog(job.dealer, rank, training.hang_minutes)
     low_precision = torch.bfloat16 if training.precision == "bf16" else None
     evaluate = (ClassifierEvaluation if algorithm.needs_labels else OnlineEvaluation)(
         job.dataset.train,
@@ -156,7 +150,6 @@ def train(job: Job) -> dict[str, Any]:
     )
     collapsed = False
     skipped = 0  # steps in a row without a finite gradient
-    last_save = time.monotonic()
 
     def judge(step: int) -> bool:
         """Online evaluation; every rank takes part. Returns whether it is a reason to stop, the same on all ranks."""
@@ -175,7 +168,7 @@ def train(job: Job) -> dict[str, Any]:
         reporter.evaluation(
             evaluations[-1], alarms, evaluate.broken | extract.broken, time.perf_counter() - started
         )
-        return distributed.agree(bool(alarms) and recipe.evaluation.on_collapse == "stop")[0]
+        return bool(distributed.agree(bool(alarms) and recipe.evaluation.on_collapse == "stop")[0])
 
     if step == 0 and recipe.evaluation.every_epochs:
         judge(step)
@@ -189,17 +182,18 @@ def train(job: Job) -> dict[str, Any]:
         set_lr(optimizer, lr := learning_rate(optimization, progress), peak_lr=optimization.lr)
 
         batch = next(batches)
-        metrics, taken = take_step(
-            algorithm,
-            model,
-            optimizer,
-            batch.views,
-            batch.samples,
-            progress,
-            accumulate=training.accumulate,
-            precision=training.precision,
-            clip_grad_norm=optimization.clip_grad_norm,
-        )
+        with watchdog.step():
+            metrics, taken = take_step(
+                algorithm,
+                model,
+                optimizer,
+                batch.views,
+                batch.samples,
+                progress,
+                accumulate=accumulate,
+                precision=training.precision,
+                clip_grad_norm=optimization.clip_grad_norm,
+            )
         skipped = 0 if taken else skipped + 1
         if not taken:
             reporter.send(
@@ -214,17 +208,11 @@ def train(job: Job) -> dict[str, Any]:
         step += 1
 
         at_end = step == job.stop_step
-        save = training.checkpoint_steps is not None and step % training.checkpoint_steps == 0
-        stop = collapsed = False
         if step % training.log_steps == 0 or at_end:
             reporter.step(progress, metrics, lr, batches.waited)
-            due = training.checkpoint_minutes is not None and (
-                time.monotonic() - last_save > 60 * training.checkpoint_minutes
-            )
-            # Rank 0's clock and rank 0's news decide for all: every rank has to report a checkpoint together.
-            stop = rank == 0 and ray.get(job.dealer.stop_requested.remote())
-            due, stop = distributed.agree(due, stop)
-            save = save or due
+        stop, save = lookout(step)
+        save = save or (training.checkpoint_steps is not None and step % training.checkpoint_steps == 0)
+        collapsed = False
         epoch_ended = step % job.plan.steps_per_epoch == 0
         every = recipe.evaluation.every_epochs
         if every and (at_end or (epoch_ended and (progress.epoch + 1) % every == 0)):
@@ -233,7 +221,7 @@ def train(job: Job) -> dict[str, Any]:
             with reporter.paused():
                 distributed.average_batch_norm_(algorithm)
                 reporter.tracker.flush()
-                save_checkpoint(
+                failure = save_checkpoint(
                     rank,
                     algorithm=algorithm,
                     optimizer=optimizer,
@@ -241,7 +229,11 @@ def train(job: Job) -> dict[str, Any]:
                     next_step=step,
                     evaluations=evaluations,
                 )
-            last_save = time.monotonic()
+            lookout.has_saved()
+            if failure and (at_end or stop or collapsed):
+                raise UserError(f"{failure}; the last checkpoint is from before: make room, and use --resume")
+            if failure:
+                reporter.send(f"{failure}; training goes on, the last checkpoint is from before")
         if stop or collapsed:
             break
 
@@ -255,15 +247,58 @@ def train(job: Job) -> dict[str, Any]:
     }
 
 
-def save_checkpoint(rank: int, **contents: Any) -> None:
-    """Rank 0 writes; all ranks report, for Ray Train's `report` is a barrier."""
-    metrics = {"step": contents["next_step"]}
-    if rank != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as directory:
-        checkpoint.save(directory, **contents)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
+def restore_newest(job: Job, algorithm: BaseModel, optimizer: torch.optim.Optimizer) -> tuple[int, Any]:
+    """Restores the newest checkpoint that is whole. Returns (next step, evaluations so far), the same on all ranks.
+
+    Of the run's own, else `init_from`; without any it is (0, []). Raises UserError where all are broken.
+    """
+    reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+    kept = [one.checkpoint for one in reported]
+    if not kept and job.init_from is not None:
+        kept = [ray.train.Checkpoint(job.init_from)]
+    broken: list[str] = []
+    step = 0
+    evaluations: Any = []
+    for saved in reversed(kept):
+        try:
+            with saved.as_directory() as directory:
+                step, evaluations = checkpoint.restore(directory, algorithm, optimizer)
+            break
+        except checkpoint.BrokenCheckpoint as error:
+            broken.append(str(error))
+    if kept and len(broken) == len(kept):
+        raise UserError(
+            f"{'; '.join(broken)}; no earlier checkpoint is kept: begin again under another --name"
+        )
+    if distributed.agree(step)[0] != step:
+        raise RuntimeError(
+            "ranks read different checkpoints; the storage is not the same for all of them yet"
+        )
+    for each in broken if distributed.rank() == 0 else ():
+        job.dealer.tell.remote(f"{each}; going on from the one before, of step {step}")
+    return step, evaluations
+
+
+def save_checkpoint(rank: int, **contents: Any) -> str | None:
+    """Rank 0 writes into the run's folder, then all ranks report: Ray Train's `report` is a barrier.
+
+    Returns why nothing could be saved, None where it was; on all ranks both or neither.
+    """
+    storage = ray.train.get_context().get_storage()
+    filesystem, written, failure = storage.storage_filesystem, None, "checkpoint: not saved, see rank 0"
+    if rank == 0:
+        try:
+            written = checkpoint.store(filesystem, storage.experiment_fs_path, **contents)
+        except OSError as error:
+            failure = f"checkpoint: step {contents['next_step']} cannot be saved: {error}"
+    if not distributed.agree(written is not None)[0]:
+        return failure
+    ray.train.report(
+        {"step": contents["next_step"]},
+        checkpoint=None if written is None else ray.train.Checkpoint(written, filesystem),
+        checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+    )
+    return None
 
 
 def _quiet_ray_train() -> None:

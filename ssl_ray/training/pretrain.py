@@ -15,7 +15,7 @@ from ssl_ray.data.source import Dataset, open_dataset
 from ssl_ray.errors import UserError
 from ssl_ray.experiments import Chosen, load_recipe
 from ssl_ray.recipe import Recipe, overrides, parse_settings
-from ssl_ray.resolve import check_workers, resolve
+from ssl_ray.resolve import resolve
 from ssl_ray.tracking import (
     FOLDER,
     TrackedRun,
@@ -35,6 +35,7 @@ from ssl_ray.training.control import Control
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
 from ssl_ray.training.preflight import preflight
+from ssl_ray.training.workers import Workers
 
 if TYPE_CHECKING:
     from ssl_ray.training.cluster import Resources
@@ -46,7 +47,7 @@ class Request:
 
     recipe: str | None = None
     data: str = "fashion"
-    workers: int | None = None
+    workers: Workers | None = None
     settings: Sequence[str] = ()
     scale: str = "auto"
     name: str | None = None
@@ -95,19 +96,24 @@ def carry_out(
     started: when the command began. tags: further ones in MLflow. Returns the summary, and what opens MLflow's UI.
     Raises UserError.
     """
-    workers = request.workers or record.get("workers", 1)
-    check_workers(recipe, workers)
+    workers = request.workers or Workers.parse(str(record.get("workers", 1)))
+    sizes = workers.sizes(recipe)
     settings = tracking_of(folder, record)
     if "summary" in record and recipe == folder.recipe():
         return _nothing_to_do(console, settings, record)
     from ssl_ray.training import cluster
+    from ssl_ray.training.elastic import fit_group
 
     # One after the other, though each takes seconds: Ray's start writes environment variables, torch reads them, and
     # glibc before 2.41 crashes where two threads do so at once.
     preflight(recipe)
     cluster.connect(request.address, verbose=request.verbose, python_path=record["python_path"])
     try:
-        resources = cluster.fit_workers(workers, request.cpus_per_worker, request.gpus_per_worker)
+        resources = fit_group(sizes, request.cpus_per_worker, request.gpus_per_worker)
+        if len(sizes) > 1:
+            console.print(
+                f"workers: {_alternatives(sizes)}, as the cluster has room for; a resize loses no step"
+            )
         summary = train_in(
             folder,
             recipe,
@@ -135,7 +141,7 @@ def train_in(
     dataset: Dataset,
     record: dict[str, Any],
     *,
-    workers: int,
+    workers: Workers,
     resources: "Resources",
     settings: TrackingSettings,
     console: Console,
@@ -153,11 +159,12 @@ def train_in(
     started: on the monotonic clock, for the summary's seconds; now if left out.
     """
     from ssl_ray.training import cluster
+    from ssl_ray.training.elastic import first_size
     from ssl_ray.training.run import run, start_stream
 
     started = time.monotonic() if started is None else started
     preparing = prepare(settings)  # MLflow's first use of a store takes seconds: while the stream starts
-    stream = start_stream(recipe, dataset, folder, workers, init_from)
+    stream = start_stream(recipe, dataset, folder, first_size(workers.sizes(recipe), resources), init_from)
     preparing.join()
     info = dataset.train.info
     tracked = open_run(
@@ -178,7 +185,7 @@ def train_in(
         "mlflow_run_id": tracked.run_id,
         "mlflow_experiment_id": tracked.target.experiment_id,
         "mlflow": {"uri": redact(settings.uri), "experiment": settings.experiment},
-        "workers": workers,
+        "workers": str(workers),
     }
     folder.begin(recipe, record)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
@@ -221,6 +228,11 @@ def train_in(
     if result.status == "finished":
         folder.finish(summary)
     return summary
+
+
+def _alternatives(sizes: Sequence[int]) -> str:
+    """2, 4 or 8."""
+    return f"{', '.join(map(str, sizes[:-1]))} or {sizes[-1]}"
 
 
 def target_of(settings: TrackingSettings, record: dict[str, Any]) -> TrackingTarget:

@@ -1,6 +1,7 @@
 """The driver of a run: data set, cluster, MLflow run, stream, `TorchTrainer`, result."""
 
 import contextlib
+import math
 import queue
 import re
 import tempfile
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from ssl_ray.console import Console, TrainStatus
+from ssl_ray.console import Console, TrainProgress, TrainStatus
 from ssl_ray.data.blocks import Broken, StreamConfig
 from ssl_ray.data.plan import Plan
 from ssl_ray.data.source import Dataset
@@ -26,13 +27,19 @@ from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import TrackingTarget
 from ssl_ray.training.cluster import Resources
 from ssl_ray.training.control import Control
+from ssl_ray.training.elastic import ElasticTrainer, FittingGroup
+from ssl_ray.training.events import Begun, Failed, Fatal, Hung
 from ssl_ray.training.folder import RunFolder
-from ssl_ray.training.loop import Fatal, Job, train_loop
+from ssl_ray.training.loop import Job, train_loop
+from ssl_ray.training.stops import sigterm_as_ctrl_c
+from ssl_ray.training.workers import Workers
 
 # A worker that dies (a node lost, out of memory) is restarted this often, from the last checkpoint.
 MAX_FAILURES = 3
 # A lost peer should end a collective in minutes, not in torch's half hour.
 COLLECTIVE_TIMEOUT_S = 600
+# How often an elastic group looks whether the cluster has grown; each resize costs the workers' start.
+RESIZE_S = 30.0
 POLL_S = 0.2
 PATIENCE_S = 120
 
@@ -96,7 +103,7 @@ def run(
     stream: Stream,
     folder: RunFolder,
     *,
-    workers: int,
+    workers: Workers,
     resources: Resources,
     tracking: TrackingTarget | None,
     console: Console,
@@ -108,41 +115,24 @@ def run(
     """Trains a resolved recipe on a connected cluster, from the folder's last checkpoint if there is one.
 
     Without one it begins with `init_from`, another run's checkpoint, or at step 0. Shows progress while it runs. One
-    Ctrl-C ends the run with a checkpoint at its next look, a second one at once. Raises UserError when the run cannot
-    go on for a reason that starting it again would not mend.
+    Ctrl-C or SIGTERM ends the run with a checkpoint at its next look, a second one at once. Raises UserError when the
+    run cannot go on for a reason that starting it again would not mend.
     """
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={
-            "job": Job(
-                recipe,
-                dataset,
-                stream.plan,
-                stream.total_steps,
-                stream.stop_step,
-                stream.dealer,
-                tracking,
-                init_from,
-            )
-        },
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=resources.gpus > 0, resources_per_worker=resources.as_dict()
-        ),
-        run_config=RunConfig(
-            name=folder.name,
-            storage_path=folder.storage,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=recipe.training.keep_checkpoints),
-            logging_config=_logging_config(verbose),
-        ),
+    job = Job(
+        recipe,
+        dataset,
+        stream.plan,
+        stream.total_steps,
+        stream.stop_step,
+        stream.dealer,
+        tracking,
+        init_from,
     )
-    fit = _Background(trainer.fit)
+    fit = _Background(_trainer(job, folder, workers, resources, verbose).fit)
     result = RunResult("finished")
-    started = time.monotonic()
-    waiting_said = False
     news: deque[Any] = deque()  # outlives a Ctrl-C, which may come between two events
-    with console.progress(stream.stop_step, recipe.name) as progress:
+    with sigterm_as_ctrl_c(), console.progress(stream.stop_step, recipe.name) as progress:
+        teller = _Teller(result, folder, console, progress, control, on_first_step)
         while True:
             try:
                 for event in _events(stream.dealer, fit, news):
@@ -154,26 +144,7 @@ def run(
                             stream.dealer.request_stop.remote()  # the restarted workers end at once
                             fit.wait()
                         raise UserError(event.message)
-                    if isinstance(event, TrainStatus):
-                        if not result.history:
-                            on_first_step()
-                        result.history.append(event)
-                        progress.update(event)
-                    elif isinstance(event, dict):
-                        progress.note(describe_evaluation(event))
-                        if control is not None:
-                            control.on_evaluation(event)
-                    elif isinstance(event, Broken):
-                        result.broken += 1
-                        console.warn(f"{event.path}: {event.reason}; another sample took its place")
-                    elif event is not None:
-                        console.warn(event)
-                    if not (waiting_said or result.history) and time.monotonic() - started > PATIENCE_S:
-                        waiting_said = True
-                        console.warn(
-                            f"no step in {PATIENCE_S} s: the cluster may be busy with other work (`ray status`), or "
-                            "the first batch is slow; still waiting"
-                        )
+                    teller.tell(event)
                 break
             except KeyboardInterrupt:
                 if result.status == "stopped":
@@ -193,6 +164,116 @@ def run(
     return result
 
 
+def _trainer(
+    job: Job, folder: RunFolder, workers: Workers, resources: Resources, verbose: bool
+) -> TorchTrainer:
+    """Ray Train's side of a run."""
+    sizes = workers.sizes(job.recipe)
+    scaling = ScalingConfig(
+        num_workers=sizes[0] if len(sizes) == 1 else (sizes[0], sizes[-1]),
+        use_gpu=resources.gpus > 0,
+        resources_per_worker=resources.as_dict(),
+        elastic_resize_monitor_interval_s=RESIZE_S,
+    )
+    settings: dict[str, Any] = {
+        "train_loop_config": {"job": job},
+        "torch_config": TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        "scaling_config": scaling,
+        "run_config": RunConfig(
+            name=folder.name,
+            storage_path=folder.storage,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=job.recipe.training.keep_checkpoints),
+            logging_config=LoggingConfig(log_level="INFO" if verbose else "ERROR"),
+            callbacks=[Failures(job.dealer)],
+        ),
+    }
+    if len(sizes) == 1:
+        return TorchTrainer(train_loop, **settings)
+    return ElasticTrainer(train_loop, policy=FittingGroup(scaling, sizes, resources, job.dealer), **settings)
+
+
+class Failures(UserCallback):  # type: ignore[misc]
+    """In Ray Train's controller: passes on which workers ended, and why."""
+
+    def __init__(self, dealer: Any) -> None:
+        self.dealer = dealer
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train before it starts the group again, or gives up."""
+        causes = {rank: _cause(error) for rank, error in worker_exceptions.items()}
+        self.dealer.tell.remote(Failed(causes))
+
+
+def _cause(error: Exception) -> str:
+    """An error in one line; of what a worker raised, the line that says what."""
+    if isinstance(error, ray.exceptions.RayActorError):
+        return "its process is gone"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (named or lines or [type(error).__name__])[-1]
+
+
+class _Teller:
+    """Tells people what events say, and keeps what the end of the run needs of them."""
+
+    def __init__(
+        self,
+        result: RunResult,
+        folder: RunFolder,
+        console: Console,
+        progress: TrainProgress,
+        control: Control | None,
+        on_first_step: Callable[[], None],
+    ) -> None:
+        self.result, self.folder, self.console, self.progress = result, folder, console, progress
+        self.control, self.on_first_step = control, on_first_step
+        self.last_news = time.monotonic()
+        self.world_size = 0
+
+    def tell(self, event: Any) -> None:
+        """None is no event: a while without news."""
+        if event is None:
+            if time.monotonic() - self.last_news > PATIENCE_S:
+                self.console.warn(
+                    f"no news for {PATIENCE_S} s: the cluster may be busy with other work (`ray status`), or a batch "
+                    "is slow; still waiting"
+                )
+                self.last_news = math.inf  # once for each silence
+            return
+        self.last_news = time.monotonic()
+        if isinstance(event, TrainStatus):
+            if not self.result.history:
+                self.on_first_step()
+            self.result.history.append(event)
+            self.progress.update(event)
+        elif isinstance(event, dict):
+            self.progress.note(describe_evaluation(event))
+            if self.control is not None:
+                self.control.on_evaluation(event)
+        elif isinstance(event, Broken):
+            self.result.broken += 1
+            self.console.warn(f"{event.path}: {event.reason}; another sample took its place")
+        elif isinstance(event, Begun):
+            if self.world_size:
+                several = "s" if event.world_size > 1 else ""
+                self.progress.note(
+                    f"training goes on from step {event.step} on {event.world_size} worker{several}"
+                )
+            self.world_size = event.world_size
+        elif isinstance(event, Failed):
+            for rank, cause in sorted(event.causes.items()):
+                self.console.warn(f"worker {rank} failed: {cause}")
+        elif isinstance(event, Hung):
+            stacks = self.folder.keep(f"hung-worker-{event.rank}.txt", event.stacks.encode())
+            self.console.warn(
+                f"worker {event.rank} took more than {event.minutes:g} min for a step (training.hang_minutes) and is "
+                f"started again; where it was: {stacks}"
+            )
+        else:
+            self.console.warn(event)
+
+
 def _outcome(fit: "_Background", folder: RunFolder) -> dict[str, Any]:
     """What rank 0 returned. A run that failed too often ends in a line, and its tracebacks in a file."""
     try:
@@ -200,10 +281,8 @@ def _outcome(fit: "_Background", folder: RunFolder) -> dict[str, Any]:
     except ray.train.TrainingFailedError as error:
         log = (folder.local or Path(tempfile.gettempdir())) / "error.txt"
         log.write_text(str(error))
-        lines = [line for line in str(error).splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
-        cause = lines[-1] if lines else str(error).splitlines()[-1]
         raise UserError(
-            f"training failed, {MAX_FAILURES} restarts included: {cause}; all of it: {log}"
+            f"training failed, {MAX_FAILURES} restarts included: {_cause(error)}; all of it: {log}"
         ) from error
     summary: dict[str, Any] = outcome.return_value or {}
     return summary
@@ -271,9 +350,3 @@ def _events(dealer: Any, call: _Background, news: deque[Any]) -> Iterator[Any]:
             return
         yield None
         time.sleep(POLL_S)
-
-
-def _logging_config(verbose: bool) -> Any:
-    from ray.train import LoggingConfig
-
-    return LoggingConfig(log_level="INFO" if verbose else "ERROR")

@@ -20,6 +20,7 @@ from ssl_ray.tracking import FOLDER, default_tags, make_tracker, open_run, redac
 from ssl_ray.training import pretrain
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
+from ssl_ray.training.workers import Workers
 from ssl_ray.tuning import plots
 from ssl_ray.tuning.capacity import Fit, Nodes, fit_trials, parse_cluster
 from ssl_ray.tuning.forecast import forecast, show_forecast
@@ -121,10 +122,10 @@ def _fresh(request: Request) -> _Search:
         seed=request.seed,
         chosen=settings,
     )
-    workers = base.workers or max(1, int(request.gpus_per_trial or 1))
-    from ssl_ray.resolve import check_workers, resolve
+    workers = base.workers.most if base.workers else max(1, int(request.gpus_per_trial or 1))
+    from ssl_ray.resolve import resolve
 
-    check_workers(recipe, workers)
+    Workers.exactly(workers).sizes(recipe)
     resolve(recipe, dataset.train.info)
     name = base.name or f"tune-{recipe.name}-{dataset.train.info.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = RunFolder.at(base.storage, name)
@@ -161,7 +162,7 @@ def _continued(request: Request) -> _Search:
     )
     return _Search(
         *(folder, recipe, dataset, plan, OBJECTIVES[record["objective"]], record),
-        workers=base.workers or record["workers"],
+        workers=base.workers.most if base.workers else record["workers"],
         resumed=True,
     )
 

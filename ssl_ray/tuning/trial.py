@@ -21,7 +21,7 @@ from ssl_ray.console import Console
 from ssl_ray.data.source import Dataset
 from ssl_ray.errors import UserError
 from ssl_ray.recipe import Recipe, overrides
-from ssl_ray.resolve import check_workers, resolve
+from ssl_ray.resolve import resolve
 from ssl_ray.tracking import TrackedRun, TrackingSettings, TrackingTarget
 from ssl_ray.training import cluster
 from ssl_ray.training.cluster import Resources
@@ -29,6 +29,7 @@ from ssl_ray.training.control import Control
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.preflight import preflight
 from ssl_ray.training.pretrain import train_in
+from ssl_ray.training.workers import Workers
 from ssl_ray.tuning.objective import METRIC, TIME, Objective
 
 # Tune can stop a trial only between two results: without news for so long, the last one is sent again.
@@ -68,7 +69,7 @@ def trial_name(trial_id: str) -> str:
 def trial_recipe(recipe: Recipe, values: Mapping[str, Any], dataset: Dataset, workers: int) -> Recipe:
     """The resolved recipe of a trial, as `--set` would make it. Raises UserError."""
     recipe = resolve(overrides(recipe, values), dataset.train.info).recipe
-    check_workers(recipe, workers)
+    Workers.exactly(workers).sizes(recipe)
     return recipe
 
 
@@ -180,7 +181,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
                     recipe,
                     job.dataset,
                     record,
-                    workers=job.workers,
+                    workers=Workers.exactly(job.workers),
                     resources=job.resources,
                     settings=settings,
                     console=Console("quiet", out=_Lines(self.said), err=_Lines(self.said)),
