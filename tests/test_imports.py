@@ -12,7 +12,7 @@ PACKAGE = Path(ssl_ray.__file__).parent
 
 # A unit is a file or folder of the package. It imports from itself and from the layers before its own.
 LAYERS = [
-    {"errors", "__version__"},
+    {"errors", "job", "__version__"},
     {"checks", "console", "distributed", "names"},
     {"spec"},  # a call written down as data
     {"paths"},
@@ -30,7 +30,7 @@ LAYERS = [
 NEEDS = {
     "models": {"errors", "distributed", "interop.weights"},
     "data": {"errors"},
-    "tracking": {"errors", "__version__"},
+    "tracking": {"errors", "job", "__version__"},
     "evaluation": {"errors", "distributed", "models", "data"},
 }
 PLACES = {
@@ -42,7 +42,7 @@ PLACES = {
     "matplotlib": ("training/artifacts.py", "evaluation/", "tuning/plots.py"),
 }
 # Within training Ray is the business of these alone; optimisers, schedules and checkpoints are plain torch.
-RAY_IN_TRAINING = {"run.py", "loop.py", "cluster.py"}
+RAY_IN_TRAINING = {"run.py", "loop.py", "cluster.py", "elastic.py", "lookout.py", "watchdog.py"}
 
 
 def modules() -> dict[str, Path]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssl_ray.errors import UserError
+from ssl_ray.job import lasting_folder
 
 DEFAULT_EXPERIMENT = "ssl-ray"
 
@@ -40,12 +41,13 @@ def tracking_settings(
 ) -> TrackingSettings:
     """Settings from the arguments, else MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, else the defaults.
 
-    The default store is `<cwd>/mlflow.db` with artifacts in `<cwd>/mlruns`, and the experiment `ssl-ray`. A relative
-    SQLite path is made absolute here, in the driver: workers run in other directories.
+    The default store is `<cwd>/mlflow.db` with artifacts in `<cwd>/mlruns` (in a job `<home>/...`: see
+    `lasting_folder`), and the experiment `ssl-ray`. A relative SQLite path is made absolute here, in the driver:
+    workers run in other directories.
 
     Raises UserError for a store that MLflow does not write to.
     """
-    cwd = Path.cwd()
+    cwd = lasting_folder()
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{cwd / 'mlflow.db'}"
     experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
     scheme = uri.partition("://")[0] if "://" in uri else ""
@@ -67,7 +69,7 @@ def tracking_settings(
             "use sqlite:////absolute/path/mlflow.db, or the http address of an MLflow server"
         )
     location = (artifacts / "mlruns" / re.sub(r"[^\w.-]", "_", experiment)).as_uri() if artifacts else None
-    return TrackingSettings(uri, experiment, location, os.path.abspath(folder))
+    return TrackingSettings(uri, experiment, location, os.path.normpath(lasting_folder() / folder))
 
 
 def redact(text: str) -> str:

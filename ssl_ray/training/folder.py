@@ -12,6 +12,7 @@ from typing import Any
 from pyarrow import fs
 
 from ssl_ray.errors import UserError
+from ssl_ray.job import lasting_folder
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import redact
 
@@ -32,7 +33,7 @@ class RunFolder:
         """The folder of run `name`; a relative storage path is made absolute. Raises UserError for an odd name."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise UserError(f"name: {name!r} is not a run's name; use letters, digits, '.', '_' and '-'")
-        return cls(storage if "://" in storage else os.path.abspath(storage), name)
+        return cls(storage if "://" in storage else os.path.normpath(lasting_folder() / storage), name)
 
     @classmethod
     def find(cls, run: str, storage: str, holds: str = RUN) -> "RunFolder":

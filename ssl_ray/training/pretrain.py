@@ -14,6 +14,7 @@ from ssl_ray.console import Console
 from ssl_ray.data.source import Dataset, open_dataset
 from ssl_ray.errors import UserError
 from ssl_ray.experiments import Chosen, load_recipe
+from ssl_ray.job import submission_id
 from ssl_ray.recipe import Recipe, overrides, parse_settings
 from ssl_ray.resolve import resolve
 from ssl_ray.tracking import (
@@ -178,6 +179,7 @@ def train_in(
             "ray.job_id": cluster.job_id(),
             FOLDER: folder.uri,
         }
+        | ({"ray.submission_id": submitted} if (submitted := submission_id()) else {})
         | dict(tags or {}),
         run_id=record.get("mlflow_run_id"),
     )

@@ -1,0 +1,122 @@
+"""`ray job submit ... -- ssl-ray pretrain ...` on a real head with a real job server."""
+
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.runs import TINY, checkpoints
+
+pytestmark = pytest.mark.slow
+
+BIN = Path(sys.executable).parent
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@contextmanager
+def head(home: Path, auth: dict[str, str]) -> Iterator[dict[str, str]]:
+    """`ray start --head` with the job server, on loopback. Yields the environment of someone who submits to it."""
+    gcs, dashboard, client, agent, agent_grpc = free_ports(5)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))} | auth
+    env |= {"HOME": str(home), "PATH": f"{BIN}:{env['PATH']}", "GIT_CEILING_DIRECTORIES": str(home)}
+    short = tempfile.mkdtemp(prefix="r", dir="/tmp")  # the paths of sockets have to be short
+    command = [
+        "ray start --head --block --disable-usage-stats --num-cpus=2 --node-ip-address=127.0.0.1",
+        f"--port={gcs} --dashboard-port={dashboard} --ray-client-server-port={client} --temp-dir={short}",
+        f"--dashboard-agent-listen-port={agent} --dashboard-agent-grpc-port={agent_grpc}",
+    ]
+    with open(home / "head.txt", "w") as log:
+        process = subprocess.Popen(
+            " ".join(command).split(),
+            env=env | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        deadline = time.monotonic() + 90
+        while "Ray runtime started" not in (home / "head.txt").read_text():
+            assert process.poll() is None, (home / "head.txt").read_text()
+            assert time.monotonic() < deadline, "Ray did not start"
+            time.sleep(0.2)
+        yield env | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+        shutil.rmtree(short, ignore_errors=True)
+
+
+def ray(cwd: Path, env: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["ray", *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def tags(store: Path) -> dict[str, str]:
+    with sqlite3.connect(store) as connection:
+        return dict(connection.execute("select key, value from tags").fetchall())
+
+
+def test_a_job_is_followed_to_its_end_with_a_token(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    address = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f00dfeedf00dfeedf00dfeedf00dfeed"}
+    with head(tmp_path, address) as env:
+        submit = ["job", "submit", "--address", env["RAY_API_SERVER_ADDRESS"], "--working-dir", "."]
+        entrypoint = ["ssl-ray", "pretrain", "moco", *TINY, "--steps=12", "--name=sent"]
+        done = ray(code, env, *submit, "--submission-id=first", "--", *entrypoint)
+        said = done.stdout + done.stderr
+        assert done.returncode == 0, said
+        assert "moco: step 12/12 epoch 1/" in said
+        assert "Traceback" not in said
+        assert env["RAY_AUTH_TOKEN"] not in said
+        # The working directory is a copy, deleted with the job: what is to be kept lies in the home directory.
+        assert f"run:    {tmp_path}/runs/sent" in said
+        assert len(checkpoints(tmp_path / "runs" / "sent")) == 1
+        assert tags(tmp_path / "mlflow.db")["ray.submission_id"] == "first"
+
+        wrong = ray(code, env, *submit, "--", "ssl-ray", "pretrain", "moko")
+        assert wrong.returncode == 1
+        assert "did you mean 'moco'" in wrong.stdout + wrong.stderr
+
+
+def test_a_job_that_is_stopped_leaves_a_checkpoint(tmp_path: Path) -> None:
+    with head(tmp_path, {"RAY_AUTH_MODE": "disabled"}) as env:
+        (tmp_path / "env.yaml").write_text('env_vars: {RAY_JOB_STOP_WAIT_TIME_S: "60"}')
+        entrypoint = ["ssl-ray", "pretrain", "moco", *TINY, "--epochs=900", "--name=long"]
+        quick = ["--set=evaluation.every_epochs=null"]
+        options = ["--no-wait", "--runtime-env=env.yaml", "--submission-id=long"]
+        assert ray(tmp_path, env, "job", "submit", *options, "--", *entrypoint, *quick).returncode == 0
+        deadline = time.monotonic() + 120
+        while "moco: step" not in (log := ray(tmp_path, env, "job", "logs", "long").stdout):
+            assert time.monotonic() < deadline, log
+            time.sleep(1)
+        stopped = ray(tmp_path, env, "job", "stop", "long")
+        assert stopped.returncode == 0, stopped.stderr
+        log = ray(tmp_path, env, "job", "logs", "long").stdout
+        assert "stopping at the next look, with a checkpoint" in log
+        assert "Traceback" not in log
+
+    folder = tmp_path / "runs" / "long"
+    (last,) = checkpoints(folder)
+    step = torch.load(folder / last / "checkpoint.pt", weights_only=True)["next_step"]
+    assert f"stopped at step {step}; continue with:" in log
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        assert store.execute("select status from runs").fetchall() == [("KILLED",)]
