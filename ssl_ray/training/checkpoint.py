@@ -12,6 +12,7 @@ import pickle
 import secrets
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ def load(directory: str | Path, device: torch.device | str = "cpu") -> dict[str,
     if not path.exists():
         raise BrokenCheckpoint(f"checkpoint: {path} does not exist; give a folder that holds {FILE}")
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about pickles that are refused next
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"checkpoint: {path} holds more than tensors and plain values, and is not opened: {_first_line(error)}"
