@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import psutil
@@ -59,10 +59,10 @@ class Raylets:
 
 
 @contextmanager
-def raylets(*nodes: dict[str, float]) -> Iterator[Raylets]:
+def raylets(*nodes: Mapping[str, float]) -> Iterator[Raylets]:
     """A cluster whose head is the first of `nodes`."""
     process = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER, json.dumps(nodes[0])],
+        [sys.executable, "-c", CLUSTER, json.dumps(dict(nodes[0]))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -93,6 +93,8 @@ def connect(
     if not verbose:
         for name in ("ray", "ray.train", "ray.data", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        # What the cluster has to say of a node that died, 30 lines of it, Ray prints on our stdout, where results go.
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
 
 
 @contextmanager

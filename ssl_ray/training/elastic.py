@@ -6,6 +6,7 @@ the nodes that are alive rather than at reservations that may be 20 s old, and a
 """
 
 import contextlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ from ssl_ray.errors import UserError
 from ssl_ray.training.cluster import Resources, alive_nodes, fit_workers, place
 
 ANSWER_S = 5.0
+# A group whose data has nowhere left to be made saves nothing more; it is resized without.
+SAVE_S = 120.0
 
 
 class FittingGroup(ElasticScalingPolicy):  # type: ignore[misc]
@@ -34,7 +37,7 @@ class FittingGroup(ElasticScalingPolicy):  # type: ignore[misc]
         super().__init__(scaling_config)
         self.sizes, self.resources, self.dealer = sizes, resources, dealer
         self.pending: ResizeDecision | None = None
-        self.saved = False
+        self.asked, self.saved = 0.0, False
 
     def _count_possible_workers(self, reserved_resources: Mapping[str, dict[str, float]]) -> int:
         room, _ = place(self.sizes[-1], self.resources, list(reserved_resources.values()))
@@ -45,19 +48,26 @@ class FittingGroup(ElasticScalingPolicy):  # type: ignore[misc]
         self.pending, self.saved = None, False
         return super().make_decision_for_non_running_worker_group()
 
-    def make_decision_for_running_worker_group(self, *about: Any) -> ScalingDecision:
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> ScalingDecision:
         """As Ray Train decides, but only once the group has saved what it would lose."""
         if self.pending is None:
-            decision = super().make_decision_for_running_worker_group(*about)
+            decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
             if isinstance(decision, ResizeDecision):
-                self.pending = decision
+                self.pending, self.asked = decision, time.monotonic()
                 self.dealer.request_checkpoint.remote()
             return NoopDecision()
         if not self.saved:  # and once it is, one more poll of the workers, which registers the checkpoint
-            self.saved = not ray.get(self.dealer.checkpoint_pending.remote(), timeout=ANSWER_S)
+            self.saved = self._saved() or time.monotonic() - self.asked > SAVE_S
             return NoopDecision()
         decision, self.pending, self.saved = self.pending, None, False
         return decision
+
+    def _saved(self) -> bool:
+        with contextlib.suppress(ray.exceptions.RayError):  # the dealer is busy, or being started again
+            return not ray.get(self.dealer.checkpoint_pending.remote(), timeout=ANSWER_S)
+        return False
 
 
 def fit_group(sizes: tuple[int, ...], cpus: float | None, gpus: float | None) -> Resources:

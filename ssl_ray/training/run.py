@@ -281,9 +281,8 @@ def _outcome(fit: "_Background", folder: RunFolder) -> dict[str, Any]:
     except ray.train.TrainingFailedError as error:
         log = (folder.local or Path(tempfile.gettempdir())) / "error.txt"
         log.write_text(str(error))
-        raise UserError(
-            f"training failed, {MAX_FAILURES} restarts included: {_cause(error)}; all of it: {log}"
-        ) from error
+        again = "" if isinstance(error, ray.train.ControllerError) else f", {MAX_FAILURES} restarts included"
+        raise UserError(f"training failed{again}: {_cause(error)}; all of it: {log}") from error
     summary: dict[str, Any] = outcome.return_value or {}
     return summary
 

@@ -10,7 +10,7 @@ import pytest
 from ssl_ray.training.cluster import Resources
 from ssl_ray.training.elastic import largest
 from tests.raylets import IMPATIENT, raylets
-from tests.runs import checkpoints, run, start, summary, wait_for
+from tests.runs import checkpoints, run, start, wait_for
 
 ONE_CPU = Resources(1.0, 0.0)
 
@@ -48,7 +48,7 @@ from ssl_ray.spec import Spec
 
 class Slow(SimCLR):
     def loss(self, views, samples):
-        time.sleep(1.0 if os.path.exists({path!r}) else 0.0)
+        time.sleep(0.7 if os.path.exists({path!r}) else 0.0)
         return super().loss(views, samples)
 
 
@@ -56,16 +56,18 @@ SMALL = replace(load("simclr").SMALL, algorithm=Spec(Slow, **load("simclr").SMAL
 """
 RECIPE = [
     "--data=digits",
-    "--steps=150",
+    "--steps=60",
     "--set=views.size=16",
     "--set=algorithm.backbone.width=8",
     "--set=algorithm.neck.in_channels=64",
     "--set=training.global_batch_size=32",
+    # Rounding differs with the number of workers; small steps keep it from growing.
+    "--set=optimization.optimizer=SGD(momentum=0.9)",
+    "--set=optimization.base_lr=0.003",
     "--set=training.log_steps=1",
     "--set=training.checkpoint_steps=10",
     "--set=training.checkpoint_minutes=null",
     "--set=evaluation.every_epochs=null",
-    "--json",
 ]
 
 
@@ -89,7 +91,8 @@ def test_two_workers_then_one_then_two_lose_nothing(tmp_path: Path) -> None:
     cpu = {"num_cpus": 1}
     with raylets(cpu, cpu, cpu) as cluster:
         there = ["slow.py", *RECIPE, f"--address={cluster.address}"]
-        still = summary(run(tmp_path, "pretrain", *there, "--workers=1", "--name=still", env=env))
+        still = run(tmp_path, "pretrain", *there, "--workers=1", "--name=still", env=env)
+        assert still.returncode == 0, still.stderr
 
         hold.touch()
         process = start(tmp_path, "pretrain", *there, "--workers=1..2", "--name=elastic", env=env)
@@ -103,9 +106,10 @@ def test_two_workers_then_one_then_two_lose_nothing(tmp_path: Path) -> None:
         os.remove(hold)
         assert process.wait(timeout=120) == 0, err.read_text()
 
-    said = err.read_text()
+    said = err.read_text() + (tmp_path / "out.txt").read_text()
     assert "Traceback" not in said
+    assert "(raylet)" not in said, "Ray's own words are for --verbose"
+    assert "workers: 1 or 2, as the cluster has room for" in said
     assert losses(tmp_path / "mlflow.db", "elastic") == pytest.approx(
         losses(tmp_path / "mlflow.db", "still"), rel=1e-4
     )
-    assert still["steps"] == 150
