@@ -22,6 +22,7 @@ from ssl_ray.evaluation.alarm import collapses
 from ssl_ray.evaluation.classifier import ClassifierEvaluation
 from ssl_ray.evaluation.extract import TrainingSet
 from ssl_ray.evaluation.online import OnlineEvaluation
+from ssl_ray.filesystems import open_uri
 from ssl_ray.models.base import BaseModel, Progress
 from ssl_ray.models.sync_batch_norm import synchronize_batch_norm
 from ssl_ray.recipe import Recipe
@@ -102,7 +103,8 @@ def train(job: Job) -> dict[str, Any]:
     evaluations: list[dict[str, float]] = []
     latest = ray.train.get_checkpoint()
     if latest is None and job.init_from is not None:
-        latest = ray.train.Checkpoint(job.init_from)
+        filesystem, path = open_uri(job.init_from)
+        latest = ray.train.Checkpoint(path, filesystem)
     if latest is not None:
         with latest.as_directory() as directory:
             step, evaluations = checkpoint.restore(directory, algorithm, optimizer)

@@ -22,6 +22,7 @@ from ssl_ray.data.plan import Plan
 from ssl_ray.data.source import Dataset
 from ssl_ray.data.stream import start_dealer
 from ssl_ray.errors import UserError
+from ssl_ray.filesystems import open_uri
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import TrackingTarget
 from ssl_ray.training.cluster import Resources
@@ -111,6 +112,7 @@ def run(
     Ctrl-C ends the run with a checkpoint at its next look, a second one at once. Raises UserError when the run cannot
     go on for a reason that starting it again would not mend.
     """
+    filesystem, path = open_uri(folder.storage)
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={
@@ -131,7 +133,8 @@ def run(
         ),
         run_config=RunConfig(
             name=folder.name,
-            storage_path=folder.storage,
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=recipe.training.keep_checkpoints),
             logging_config=_logging_config(verbose),
