@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.faulty_s3 import FaultyS3
 
 # Tests that share the cluster `two_cpus`. They take longest: in a run of several processes they come first and stay in
 # one of them, one after another; so do the tests of any other file.
@@ -64,17 +67,24 @@ def compiler() -> Any:
     return CompileCounterWithBackend("aot_eager")
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, str]]:
-    """A real S3 server on this machine. Yields (pyarrow file system, with a bucket `pictures`, and URI suffix)."""
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[tuple[str, int]]:
+    """Host and port of a real S3 server on this machine."""
     server_module = pytest.importorskip(
         "moto.server", reason="moto is not installed: no S3 server to test against"
     )
-    from pyarrow import fs
-
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
-    host, port = server.get_host_and_port()
+    yield server.get_host_and_port()
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, str]:
+    """Our account there: (pyarrow file system, with an empty bucket `pictures`, and URI suffix)."""
+    from pyarrow import fs
+
+    host, port = s3_server
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -82,8 +92,24 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, str]]:
         endpoint_override=f"{host}:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
     )
     client.create_dir("pictures")
-    yield client, f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    server.stop()
+    client.delete_dir_contents("pictures")
+    return client, f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+
+
+@pytest.fixture
+def faulty(
+    s3: tuple[Any, str], s3_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> Iterator["FaultyS3"]:
+    """A proxy in front of `s3`, for an impatient client: 3 repetitions, a second of silence, hardly a pause."""
+    from ssl_ray import filesystems
+    from tests.faulty_s3 import FaultyS3
+
+    monkeypatch.setattr(filesystems, "REQUEST_RETRIES", 3)
+    monkeypatch.setattr(filesystems, "SILENCE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(filesystems, "BACKOFF_S", 0.001)
+    proxy = FaultyS3(*s3_server)
+    yield proxy
+    proxy.close()
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_ray.errors import UserError, nearest
+from ssl_ray.redact import redact
 
 logger = logging.getLogger(__name__)
 
@@ -271,9 +272,11 @@ def _fetched(uri: str, directory: str) -> Path:
     """A file at a URI, copied into a local folder."""
     from pyarrow import fs
 
+    from ssl_ray.filesystems import open_uri
+
     name = uri.partition("?")[0].rpartition("/")[2]
     try:
-        filesystem, path = fs.FileSystem.from_uri(uri)
+        filesystem, path = open_uri(uri)
         fs.copy_files(path, f"{directory}/{name}", source_filesystem=filesystem)
     except (OSError, ValueError) as error:
         raise _unreadable(uri, error) from error
@@ -296,7 +299,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _unreadable(source: str, error: Exception) -> UserError:
-    return UserError(f"{source}: cannot be read ({error}); choose another file")
+    return UserError(redact(f"{source}: cannot be read ({error}); choose another file"))
 
 
 def _some(names: Sequence[str] | Mapping[str, Any]) -> str:

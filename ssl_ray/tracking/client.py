@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from ssl_ray.tracking.target import redact
+from ssl_ray.redact import redact
 
 T = TypeVar("T")
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssl_ray.errors import UserError, nearest
+from ssl_ray.redact import redact
 from ssl_ray.tracking.client import connect, import_mlflow, reason
-from ssl_ray.tracking.target import TrackingSettings, redact
+from ssl_ray.tracking.target import TrackingSettings
 
 _PAGE = 1000  # runs of one answer
 _LARGEST = 1e300  # MLflow keeps an infinity as the largest float

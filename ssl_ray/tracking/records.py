@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from ssl_ray.errors import UserError
+from ssl_ray.redact import redact
 from ssl_ray.tracking.client import connect, import_mlflow, reason
-from ssl_ray.tracking.target import TrackingTarget, redact
+from ssl_ray.tracking.target import TrackingTarget
 
 logger = logging.getLogger("ssl_ray.tracking")
 

@@ -12,9 +12,10 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from ssl_ray.errors import UserError
+from ssl_ray.redact import redact
 from ssl_ray.tracking.client import THREAD_PREFIX, connect, import_mlflow, reason, within
 from ssl_ray.tracking.records import ENDING_FILE, Ending, append, deliver, send, undelivered
-from ssl_ray.tracking.target import TrackingSettings, TrackingTarget, redact
+from ssl_ray.tracking.target import TrackingSettings, TrackingTarget
 
 logger = logging.getLogger("ssl_ray.tracking")
 

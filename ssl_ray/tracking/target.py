@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ssl_ray.errors import UserError
 from ssl_ray.job import lasting_folder
+from ssl_ray.redact import redact
 
 DEFAULT_EXPERIMENT = "ssl-ray"
 
@@ -70,14 +71,6 @@ def tracking_settings(
         )
     location = (artifacts / "mlruns" / re.sub(r"[^\w.-]", "_", experiment)).as_uri() if artifacts else None
     return TrackingSettings(uri, experiment, location, os.path.normpath(lasting_folder() / folder))
-
-
-def redact(text: str) -> str:
-    """The text with the credentials of any URI in it replaced by `***`."""
-    text = re.sub(r"://[^/\s'\"]*@", "://***@", text)
-    return re.sub(
-        r"(?i)([?&](?:password|passwd|token|secret|secret_key|access_key)=)[^&\s'\"]*", r"\1***", text
-    )
 
 
 def ui_command(target: TrackingTarget) -> str:

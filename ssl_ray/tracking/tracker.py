@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, SupportsFloat, TypeAlias
 
 from ssl_ray.errors import UserError
+from ssl_ray.redact import redact
 from ssl_ray.tracking.client import connect
 from ssl_ray.tracking.outbox import Outbox, logger
 from ssl_ray.tracking.records import (
@@ -22,7 +23,7 @@ from ssl_ray.tracking.records import (
     Record,
     send,
 )
-from ssl_ray.tracking.target import TrackingTarget, redact
+from ssl_ray.tracking.target import TrackingTarget
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

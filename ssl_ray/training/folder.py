@@ -12,6 +12,7 @@ from typing import Any
 from pyarrow import fs
 
 from ssl_ray.errors import UserError
+from ssl_ray.filesystems import open_uri
 from ssl_ray.job import lasting_folder
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import redact
@@ -140,10 +141,9 @@ class RunFolder:
     def _opened(self) -> Iterator[tuple[Any, str]]:
         """The file system and the folder's path in it; what fails in the body is the user's to mend."""
         try:
-            if "://" in self.uri:
-                yield fs.FileSystem.from_uri(self.uri)
-            else:
-                yield fs.LocalFileSystem(), self.uri
+            yield open_uri(self.uri)
+        except UserError as error:
+            raise UserError(f"storage: {error}") from error
         except (ValueError, OSError) as error:
             raise UserError(
                 f"storage: {self.name!r} in {redact(self.storage)!r} cannot be read or written: {error}; check that it "

@@ -22,6 +22,7 @@ from ssl_ray.evaluation.alarm import collapses
 from ssl_ray.evaluation.classifier import ClassifierEvaluation
 from ssl_ray.evaluation.extract import TrainingSet
 from ssl_ray.evaluation.online import OnlineEvaluation
+from ssl_ray.filesystems import open_uri
 from ssl_ray.models.base import BaseModel, Progress
 from ssl_ray.models.sync_batch_norm import synchronize_batch_norm
 from ssl_ray.recipe import Recipe
@@ -255,7 +256,8 @@ def restore_newest(job: Job, algorithm: BaseModel, optimizer: torch.optim.Optimi
     reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
     kept = [one.checkpoint for one in reported]
     if not kept and job.init_from is not None:
-        kept = [ray.train.Checkpoint(job.init_from)]
+        filesystem, path = open_uri(job.init_from)
+        kept = [ray.train.Checkpoint(path, filesystem)]
     broken: list[str] = []
     step = 0
     evaluations: Any = []

@@ -23,6 +23,7 @@ from ssl_ray.data.plan import Plan
 from ssl_ray.data.source import Dataset
 from ssl_ray.data.stream import start_dealer
 from ssl_ray.errors import UserError
+from ssl_ray.filesystems import open_uri
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import TrackingTarget
 from ssl_ray.training.cluster import Resources
@@ -175,13 +176,15 @@ def _trainer(
         resources_per_worker=resources.as_dict(),
         elastic_resize_monitor_interval_s=RESIZE_S,
     )
+    filesystem, path = open_uri(folder.storage)
     settings: dict[str, Any] = {
         "train_loop_config": {"job": job},
         "torch_config": TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         "scaling_config": scaling,
         "run_config": RunConfig(
             name=folder.name,
-            storage_path=folder.storage,
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=job.recipe.training.keep_checkpoints),
             logging_config=LoggingConfig(log_level="INFO" if verbose else "ERROR"),

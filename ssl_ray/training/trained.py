@@ -58,7 +58,10 @@ def local_copy(uri: str, directory: str) -> Path:
         return Path(uri)
     from pyarrow import fs
 
-    fs.copy_files(uri, directory)
+    from ssl_ray.filesystems import open_uri
+
+    filesystem, path = open_uri(uri)
+    fs.copy_files(path, directory, source_filesystem=filesystem)
     return Path(directory)
 
 

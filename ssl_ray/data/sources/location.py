@@ -3,7 +3,6 @@
 import builtins
 import os
 import posixpath
-import re
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from ssl_ray.errors import UserError
+from ssl_ray.filesystems import StoreError, open_uri
+from ssl_ray.redact import redact
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,7 +42,7 @@ class Location:
         return cls(text if is_uri(text) else os.path.abspath(os.path.expanduser(text)))
 
     def __str__(self) -> str:
-        shown = _masked(self.root)
+        shown = redact(self.root)
         address, mark, query = shown.partition("?") if is_uri(shown) else (shown, "", "")
         return posixpath.join(address, self.path).rstrip("/") + mark + query if self.path else shown
 
@@ -73,6 +74,8 @@ class Location:
         """The FileInfo of pyarrow (type, size). Raises UserError when the file system cannot be reached."""
         try:
             return self.filesystem.get_file_info(self.full_path)
+        except StoreError as error:
+            raise UserError(f"data: {error}") from error
         except OSError as error:
             raise UserError(f"data: cannot open {str(self)!r}: {_first_line(error)}") from error
 
@@ -89,6 +92,8 @@ class Location:
         base = self.full_path
         try:
             found = self.filesystem.get_file_info(fs.FileSelector(base, recursive=recursive))
+        except StoreError as error:
+            raise UserError(f"data: {error}") from error
         except OSError as error:
             raise UserError(f"data: cannot list {str(self)!r}: {_first_line(error)}") from error
         start = len(base.rstrip("/")) + 1
@@ -151,22 +156,16 @@ def _resolve(root: str) -> tuple[Any, str]:
         return fs.LocalFileSystem(), str(
             Path(__file__).parent.parent / "embedded" / root.removeprefix(EMBEDDED)
         )
-    if not is_uri(root):
-        return fs.LocalFileSystem(), root
     try:
-        filesystem, path = fs.FileSystem.from_uri(root)
+        return open_uri(root)
+    except UserError as error:
+        raise UserError(f"data: {error}") from error
     except (OSError, ValueError) as error:
         raise UserError(
             f"data: cannot open {str(Location(root))!r}: {_first_line(error)}; "
             "allowed: a local path, file://, s3://, gs://, abfs:// or hdfs://"
         ) from error
-    return filesystem, path
 
 
 def _first_line(error: Exception) -> str:
-    return _masked(str(error).splitlines()[0]) if str(error) else type(error).__name__
-
-
-def _masked(text: str) -> str:
-    """The text without the user and password of a URI."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    return redact(str(error).splitlines()[0]) if str(error) else type(error).__name__

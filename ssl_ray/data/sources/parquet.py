@@ -16,6 +16,7 @@ from ssl_ray.data.sources.base import DatasetInfo, class_count, digest, median_s
 from ssl_ray.data.sources.columns import class_names_of, columns_of, find_image_column, find_label_column
 from ssl_ray.data.sources.location import Location
 from ssl_ray.errors import UserError
+from ssl_ray.filesystems import StoreError
 
 # What one process keeps of the row groups it read last.
 CACHE_BYTES = 256 * 2**20
@@ -170,5 +171,7 @@ _ROW_GROUPS = _RowGroups()
 def _open(file: Location) -> Any:
     try:
         return pq.ParquetFile(file.open())
+    except StoreError as error:
+        raise UserError(f"data: {error}") from error
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"data: {str(file)!r} is not a readable Parquet file: {error}") from error

@@ -6,6 +6,7 @@ rows (the last may be shorter), so that the place of an image follows from its i
 """
 
 import json
+from collections import deque
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -89,7 +90,15 @@ class ShardSource:
 
     def _images(self, place: tuple[int, int]) -> Any:
         shard, batch = place
-        return _reader(self.root / shard_name(shard)).get_batch(batch).column("image")
+        file = self.root / shard_name(shard)
+        idle = _idle_readers(file)
+        try:
+            reader = idle.pop()
+        except IndexError:
+            reader = pa.ipc.open_file(file.open())
+        images = reader.get_batch(batch).column("image")
+        idle.append(reader)
+        return images
 
     def labels(self) -> Int64 | None:
         """As Source.labels."""
@@ -103,9 +112,10 @@ class ShardSource:
         return str(_paths(self.root / INDEX)[index].as_py())
 
 
-@lru_cache(maxsize=512)  # Each one holds an open file; 1,024 are allowed by default.
-def _reader(shard: Location) -> Any:
-    return pa.ipc.open_file(shard.open())
+@lru_cache(maxsize=512)  # A local reader holds an open file; 1,024 are allowed by default.
+def _idle_readers(shard: Location) -> deque[Any]:
+    """Readers of a shard that nobody uses just now. One serves one thread; many read an object store at once."""
+    return deque()
 
 
 @lru_cache(maxsize=4)
