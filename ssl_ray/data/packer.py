@@ -10,11 +10,13 @@ import pyarrow as pa
 from ssl_ray.data.decode import BrokenImage, decode
 from ssl_ray.data.plan import Int64
 from ssl_ray.data.sources.base import Source, sample_indices
-from ssl_ray.data.sources.shards import SCHEMA
+from ssl_ray.data.sources.shards import INDEX_SCHEMA, SCHEMA
 
 # One image costs the read of its record batch: small on an object store, yet large enough for tiny images.
 _BATCH_BYTES = 256 * 2**10
 _JPEG_QUALITY = 95
+# To name one image costs the read of its row group of the index: a few MB.
+INDEX_ROWS = 65536
 
 Broken = tuple[int, str, str]
 
@@ -49,13 +51,14 @@ class Packer:
         rows = zip(indices.tolist(), paths, stored, strict=True)
         return batch, [(index, path, reason) for index, path, (_, reason) in rows if reason]
 
-    def index(self) -> Any:
-        """The table of all images without their bytes."""
-        indices = np.arange(self.source.info.num_samples)
-        labels = pa.nulls(len(indices), pa.int64()) if self.labels is None else self.labels
-        return pa.table(
-            {"index": indices, "label": labels, "path": [self.source.path(i) for i in indices.tolist()]}
-        )
+    def index(self) -> Iterator[Any]:
+        """Tables of all images without their bytes, `INDEX_ROWS` each: all paths may be more than memory holds."""
+        total = self.source.info.num_samples
+        for start in range(0, total, INDEX_ROWS):
+            indices = np.arange(start, min(start + INDEX_ROWS, total))
+            labels = pa.nulls(len(indices), pa.int64()) if self.labels is None else self.labels[indices]
+            paths = [self.source.path(i) for i in indices.tolist()]
+            yield pa.table([indices, labels, paths], schema=INDEX_SCHEMA)
 
     def _resized(self, data: bytes) -> tuple[bytes, str]:
         """(bytes to store, why the image is broken or "")."""

@@ -15,7 +15,7 @@ from ssl_ray.data.packer import Broken, Packer
 from ssl_ray.data.plan import Int64
 from ssl_ray.data.sources.base import Dataset, Source, digest, median_size, sample_indices
 from ssl_ray.data.sources.location import Location
-from ssl_ray.data.sources.shards import INDEX, MANIFEST, SCHEMA, Manifest, shard_name
+from ssl_ray.data.sources.shards import INDEX, INDEX_SCHEMA, MANIFEST, SCHEMA, Manifest, shard_name
 from ssl_ray.errors import UserError
 
 SHARD_BYTES = 256 * 2**20
@@ -94,7 +94,13 @@ def prepare(
 
     while sum(shard_rows) < total:
         shard_rows.append(_write(out / shard_name(len(shard_rows)), write_shard))
-    _write(out / INDEX, lambda stream: pq.write_table(packer.index(), stream))
+
+    def write_index(stream: Any) -> None:
+        with pq.ParquetWriter(stream, INDEX_SCHEMA) as writer:
+            for part in packer.index():
+                writer.write_table(part)
+
+    _write(out / INDEX, write_index)
     image_size = source.info.image_size
     if resize is not None:
         image_size = median_size(packer.encoded, source.path, sample_indices(total))

@@ -4,6 +4,7 @@ import pickle
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ssl_ray.data.decode import decode
@@ -40,6 +41,23 @@ def test_round_trip(folder, tmp_path):
     assert len(pickle.dumps(shards)) < 2000
     assert copy.read(np.array([17])) == folder.read(np.array([17]))
     assert not [name for name in os.listdir(tmp_path / "out") if name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("rows", [16, 100])  # in groups, or all in one as earlier versions wrote it
+def test_an_image_is_named_by_its_row_group_of_the_index(folder, tmp_path, monkeypatch, rows):
+    monkeypatch.setattr("ssl_ray.data.packer.INDEX_ROWS", rows)
+    prepare(folder, str(tmp_path / "out"))
+    index = pq.ParquetFile(tmp_path / "out" / "index.parquet")
+    groups = [index.metadata.row_group(i).num_rows for i in range(index.num_row_groups)]
+    assert groups == ([16, 16, 16, 2] if rows == 16 else [50])
+    assert index.read()["index"].to_pylist() == list(range(50))
+    assert index.read()["label"].to_pylist() == [0] * 30 + [1] * 20
+    read = []
+    whole = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **k: read.append(a[1]) or whole(*a, **k))
+    shards = open_dataset(str(tmp_path / "out"), holdout=0).train
+    assert [shards.path(i) for i in (40, 33, 0, 49)] == [folder.path(i) for i in (40, 33, 0, 49)]
+    assert read == ([2, 0, 3] if rows == 16 else [0])
 
 
 def test_a_shard_is_readable_by_arrow_alone(folder, tmp_path):

@@ -2,7 +2,8 @@
 
 A shard folder holds `dataset.json` (what follows is in it), `index.parquet` (index, label, path of every image) and the
 shards. A shard is an Arrow IPC file with columns index, image, label, path, in record batches of a fixed number of
-rows (the last may be shorter), so that the place of an image follows from its index.
+rows (the last may be shorter), so that the place of an image follows from its index. So it does in the index, whose row
+groups are alike.
 """
 
 import json
@@ -25,6 +26,7 @@ FORMAT = "ssl-ray-shards-1"
 SCHEMA = pa.schema(
     [("index", pa.int64()), ("image", pa.binary()), ("label", pa.int64()), ("path", pa.string())]
 )
+INDEX_SCHEMA = pa.schema([SCHEMA.field(name) for name in ("index", "label", "path")])
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,11 @@ class ShardSource:
         self.root, self.info, self.batch_rows = root, manifest.info, manifest.batch_rows
         self.class_names = manifest.info.class_names
         self._starts = np.concatenate([[0], np.cumsum(manifest.shard_rows, dtype=np.int64)])
-        for shard in range(len(manifest.shard_rows)):
-            if not (root / shard_name(shard)).exists():
-                raise UserError(
-                    f"data: {str(root / shard_name(shard))!r} is missing; run `ssl-ray data prepare` again"
-                )
+        # One listing: a question for each shard would be a request for each on an object store.
+        present = {path for path, _ in root.list(recursive=False)}
+        for name in map(shard_name, range(len(manifest.shard_rows))):
+            if name not in present:
+                raise UserError(f"data: {str(root / name)!r} is missing; run `ssl-ray data prepare` again")
 
     def read(self, indices: Int64) -> list[bytes]:
         """As Source.read."""
@@ -108,8 +110,9 @@ class ShardSource:
         return labels
 
     def path(self, index: int) -> str:
-        """As Source.path: where the image came from."""
-        return str(_paths(self.root / INDEX)[index].as_py())
+        """As Source.path: where the image came from. Reads the index's row group that says so, not all of it."""
+        group, row = divmod(index, _group_rows(self.root / INDEX))
+        return str(_paths(self.root / INDEX, group)[row].as_py())
 
 
 @lru_cache(maxsize=512)  # A local reader holds an open file; 1,024 are allowed by default.
@@ -118,6 +121,11 @@ def _idle_readers(shard: Location) -> deque[Any]:
     return deque()
 
 
+@lru_cache(maxsize=16)
+def _group_rows(index: Location) -> int:
+    return int(pq.read_metadata(index.open()).row_group(0).num_rows)
+
+
 @lru_cache(maxsize=4)
-def _paths(index: Location) -> Any:
-    return pq.read_table(index.open(), columns=["path"]).column(0)
+def _paths(index: Location, group: int) -> Any:
+    return pq.ParquetFile(index.open()).read_row_group(group, columns=["path"]).column(0)
