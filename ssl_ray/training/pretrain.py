@@ -100,14 +100,22 @@ def carry_out(
     settings = tracking_of(folder, record)
     if "summary" in record and recipe == folder.recipe():
         return _nothing_to_do(console, settings, record)
-    from ssl_ray.training import cluster
+    from ssl_ray.training import cluster, reach
 
     # One after the other, though each takes seconds: Ray's start writes environment variables, torch reads them, and
     # glibc before 2.41 crashes where two threads do so at once.
     preflight(recipe)
     cluster.connect(request.address, verbose=request.verbose, python_path=record["python_path"])
     try:
-        resources = cluster.fit_workers(workers, request.cpus_per_worker, request.gpus_per_worker)
+        resources = cluster.fit_workers(
+            workers, request.cpus_per_worker, request.gpus_per_worker, console.print
+        )
+        reach.require(
+            console.warn,
+            images=(dataset.train, dataset.val),
+            storage=folder.storage,
+            tracking=settings.uri,
+        )
         summary = train_in(
             folder,
             recipe,
