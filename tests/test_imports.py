@@ -43,7 +43,10 @@ PLACES = {
     "matplotlib": ("training/artifacts.py", "evaluation/", "tuning/plots.py"),
 }
 # Within training Ray is the business of these alone; optimisers, schedules and checkpoints are plain torch.
-RAY_IN_TRAINING = {"run.py", "loop.py", "cluster.py", "elastic.py", "lookout.py", "mend.py", "watchdog.py"}
+RAY_IN_TRAINING = {
+    f"{name}.py"
+    for name in ["cluster", "elastic", "growth", "lookout", "loop", "mend", "reach", "run", "watchdog"]
+}
 
 
 def modules() -> dict[str, Path]:

@@ -133,6 +133,7 @@ def train(
     from ssl_ray.training.cluster import Resources
     from ssl_ray.training.folder import RunFolder
     from ssl_ray.training.run import run, start_stream
+    from ssl_ray.training.workers import Workers
 
     readings = Readings(on_step)
     first: list[float] = []
@@ -148,7 +149,7 @@ def train(
                 dataset,
                 stream,
                 place,
-                workers=workers,
+                workers=Workers.exactly(workers),
                 resources=Resources(cpus_per_worker, 0.0),
                 tracking=tracked.target,
                 console=_Listening(readings),

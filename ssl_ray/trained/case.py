@@ -14,7 +14,7 @@ from ssl_ray.data.source import Dataset, Source
 from ssl_ray.data.sources.torchvision import cache_root
 from ssl_ray.evaluation.features import Broken, Extraction, Features, extract, read_cache, write_cache
 from ssl_ray.trained.subject import Subject
-from ssl_ray.training import cluster
+from ssl_ray.training import cluster, reach
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ class Case:
                 actor_pool=True,
             )
             self._connected = True
+            reach.require(self.console.warn, images=(self.dataset.train, self.dataset.val))
 
     def disconnect(self) -> None:
         """Leaves the cluster, if it was joined."""

@@ -1,13 +1,12 @@
 """The Ray cluster a run uses: started here or joined, quiet, and known to be large enough before anything starts."""
 
 import logging
-import math
 import os
 import re
 import socket
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import ray
 
 from ssl_ray.errors import UserError
+from ssl_ray.training import growth
 
 # Read by Ray Train in the driver. Reports are taken once per poll: 2 s by default, which a short run would feel.
 _ENVIRONMENT = {
@@ -166,59 +166,98 @@ def _first_line(error: Exception) -> str:
 
 
 def alive_nodes() -> list[dict[str, float]]:
-    """What each node of the connected cluster has in all: "CPU", "GPU", ..."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    """What each node of the connected cluster has in all: "CPU", "GPU", ... One without CPUs has no place for work."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
 
 
-def fit_workers(workers: int, cpus_per_worker: float | None, gpus_per_worker: float | None) -> Resources:
-    """Decides what each worker takes, and refuses what the cluster cannot serve.
+def fit_workers(
+    workers: int,
+    cpus_per_worker: float | None,
+    gpus_per_worker: float | None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Resources:
+    """Decides what each worker takes, and refuses what the cluster cannot serve; see `fit`.
 
-    Ray Data gets only the CPUs that training leaves: at least one must be left, or the run would wait for ever without
-    a word. By default a worker takes a GPU where there are any, and one CPU; less on a machine with few, and more where
-    one machine without a GPU trains, for there the worker's CPUs are what computes.
+    A cluster with an autoscaler may be larger than the nodes that run now: what it can become decides, and `say` is
+    told that workers wait. Raises UserError.
     """
     nodes = alive_nodes()
-    cpus = sum(node.get("CPU", 0.0) for node in nodes)
-    gpus = sum(node.get("GPU", 0.0) for node in nodes)
-    if gpus_per_worker is None:
-        gpus_per_worker = 1.0 if gpus else 0.0
-    has = (
-        f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} node{'s' if len(nodes) > 1 else ''}"
-    )
-    if gpus_per_worker * workers > gpus:
+    try:
+        return fit(workers, cpus_per_worker, gpus_per_worker, nodes)
+    except UserError:
+        if not (later := growth.most_nodes()):
+            raise
+    resources = fit(workers, cpus_per_worker, gpus_per_worker, later, "the cluster grows to")
+    waiting = workers - place(workers, resources, nodes)[0]
+    say(f"the cluster grows: {f'{waiting} workers wait' if waiting else 'the data waits'} for nodes")
+    return resources
+
+
+def fit(
+    workers: int,
+    cpus_per_worker: float | None,
+    gpus_per_worker: float | None,
+    nodes: list[dict[str, float]],
+    has: str = "the cluster has",
+) -> Resources:
+    """What each worker takes of these nodes. Raises UserError for what they cannot serve.
+
+    Ray Data gets only the CPUs that training leaves: at least one must be left whole on a node, any node, or the run
+    would wait for ever without a word. By default a worker takes a GPU where there are any, and one CPU; less where
+    there are few, and more where one machine without a GPU trains, for there the worker's CPUs are what computes.
+    """
+    cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
+    gpu = (1.0 if gpus else 0.0) if gpus_per_worker is None else gpus_per_worker
+    has = f"{has} {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} node{'' if len(nodes) == 1 else 's'}"
+    if gpu * workers > gpus:
+        fewer = f"--workers {int(gpus / gpu)} or " if gpus >= gpu else ""
         raise UserError(
-            f"workers: {workers} workers x {gpus_per_worker:g} GPUs need {gpus_per_worker * workers:g}, {has}; "
-            f"use --workers {int(gpus / gpus_per_worker)} or --gpus-per-worker 0"
+            f"workers: {workers} workers x {gpu:g} GPUs need {gpu * workers:g}, {has}; use {fewer}--gpus-per-worker 0"
         )
     if cpus_per_worker is None:
-        spare = max(cpus - 1, 0) / workers
-        cpus_per_worker = 1.0 if spare >= 1 else math.floor(spare * 20) / 20
-        if len(nodes) == 1 and not gpus_per_worker and spare >= 1:
-            cpus_per_worker = float(max(1, min(int(spare), int(cpus * TRAINING_SHARE / workers))))
-        if cpus_per_worker < MIN_CPUS_PER_WORKER:
-            most = int(max(cpus - 1, 0) / MIN_CPUS_PER_WORKER)
-            raise UserError(
-                f"workers: {workers} workers need {workers * MIN_CPUS_PER_WORKER:g} CPUs at the least and one more for "
-                f"the data, {has}; use --workers {most} or fewer, or a larger cluster (--address)"
+        shares = [step / 20 for step in range(20, int(20 * MIN_CPUS_PER_WORKER) - 1, -1)]
+        if len(nodes) == 1 and not gpu:
+            shares.insert(
+                0, float(max(1, min(int((cpus - 1) / workers), int(cpus * TRAINING_SHARE / workers))))
             )
+        for share in shares:
+            if serves(workers, Resources(share, gpu), nodes):
+                return Resources(share, gpu)
+        least = Resources(MIN_CPUS_PER_WORKER, gpu)
+        raise UserError(
+            f"workers: {workers} workers need {workers * MIN_CPUS_PER_WORKER:g} CPUs at the least and one more for "
+            f"the data, {has}; {_fewer(workers, least, nodes)}a larger cluster (--address)"
+        )
+    resources = Resources(cpus_per_worker, gpu)
     if cpus_per_worker * workers > cpus - 1:
         raise UserError(
             f"workers: {workers} workers x {cpus_per_worker:g} CPUs need {cpus_per_worker * workers:g} and the data "
-            f"one more, {has}; use fewer --workers or a smaller --cpus-per-worker"
+            f"one more, {has}; {_fewer(workers, resources, nodes)}a smaller --cpus-per-worker"
         )
-    resources = Resources(cpus_per_worker, gpus_per_worker)
-    placed, left = place(workers, resources, nodes)
+    placed, _ = place(workers, resources, nodes)
     if placed < workers:
         raise UserError(
-            f"workers: only {placed} of {workers} workers of {cpus_per_worker:g} CPUs and {gpus_per_worker:g} GPUs fit "
-            f"on single nodes, {has}; use --workers {placed} or smaller workers"
+            f"workers: only {placed} of {workers} workers of {cpus_per_worker:g} CPUs and {gpu:g} GPUs fit "
+            f"on single nodes, {has}; {_fewer(workers, resources, nodes)}smaller workers"
         )
-    if max(left) < 1:
+    if not serves(workers, resources, nodes):
         raise UserError(
             f"workers: {workers} workers of {cpus_per_worker:g} CPUs leave no node a whole CPU for the data, {has}; "
-            "use fewer --workers or a smaller --cpus-per-worker"
+            f"{_fewer(workers, resources, nodes)}a smaller --cpus-per-worker"
         )
     return resources
+
+
+def serves(workers: int, resources: Resources, nodes: list[dict[str, float]]) -> bool:
+    """Whether so many workers find room, and leave a whole CPU for the data."""
+    placed, left = place(workers, resources, nodes)
+    return placed == workers and max(left, default=0.0) >= 1 - 1e-9
+
+
+def _fewer(workers: int, resources: Resources, nodes: list[dict[str, float]]) -> str:
+    """Advice: how many workers would do; nothing where none would."""
+    most = next((n for n in range(workers - 1, 0, -1) if serves(n, resources, nodes)), 0)
+    return f"use --workers {most}{' or fewer' if most > 1 else ''}, or " if most else "use "
 
 
 def place(workers: int, resources: Resources, nodes: list[dict[str, float]]) -> tuple[int, list[float]]:

@@ -7,7 +7,7 @@ the nodes that are alive rather than at reservations that may be 20 s old, and a
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -21,7 +21,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 
 from ssl_ray.errors import UserError
-from ssl_ray.training.cluster import Resources, alive_nodes, fit_workers, place
+from ssl_ray.training.cluster import Resources, alive_nodes, fit_workers, place, serves
 
 ANSWER_S = 5.0
 # A group whose data has nowhere left to be made saves nothing more; it is resized without.
@@ -70,15 +70,17 @@ class FittingGroup(ElasticScalingPolicy):  # type: ignore[misc]
         return False
 
 
-def fit_group(sizes: tuple[int, ...], cpus: float | None, gpus: float | None) -> Resources:
+def fit_group(
+    sizes: tuple[int, ...], cpus: float | None, gpus: float | None, say: Callable[[str], None]
+) -> Resources:
     """What each worker takes: as `fit_workers` decides for the smallest group; of a group that may grow a CPU.
 
     A worker that took most of a machine would leave no room on it for a second one.
     """
     if len(sizes) > 1 and cpus is None:
         with contextlib.suppress(UserError):
-            return fit_workers(sizes[0], 1.0, gpus)
-    return fit_workers(sizes[0], cpus, gpus)
+            return fit_workers(sizes[0], 1.0, gpus, say)
+    return fit_workers(sizes[0], cpus, gpus, say)
 
 
 def first_size(sizes: tuple[int, ...], resources: Resources) -> int:
@@ -87,13 +89,8 @@ def first_size(sizes: tuple[int, ...], resources: Resources) -> int:
 
 
 def largest(sizes: tuple[int, ...], room: int, resources: Resources, nodes: list[dict[str, float]]) -> int:
-    """The largest size of at most `room` workers that fits on the nodes and leaves one a whole CPU; 0 if none does."""
-    for size in reversed(sizes):
-        if size <= room:
-            placed, left = place(size, resources, nodes)
-            if placed == size and max(left, default=0.0) >= 1:
-                return size
-    return 0
+    """The largest size of at most `room` workers that the nodes serve, with a CPU left for the data; 0 if none is."""
+    return next((n for n in reversed(sizes) if n <= room and serves(n, resources, nodes)), 0)
 
 
 class ElasticTrainer(TorchTrainer):  # type: ignore[misc]

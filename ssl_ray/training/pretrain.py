@@ -102,7 +102,7 @@ def carry_out(
     settings = tracking_of(folder, record)
     if "summary" in record and recipe == folder.recipe():
         return _nothing_to_do(console, settings, record)
-    from ssl_ray.training import cluster
+    from ssl_ray.training import cluster, reach
     from ssl_ray.training.elastic import fit_group
 
     # One after the other, though each takes seconds: Ray's start writes environment variables, torch reads them, and
@@ -110,11 +110,17 @@ def carry_out(
     preflight(recipe)
     cluster.connect(request.address, verbose=request.verbose, python_path=record["python_path"])
     try:
-        resources = fit_group(sizes, request.cpus_per_worker, request.gpus_per_worker)
+        resources = fit_group(sizes, request.cpus_per_worker, request.gpus_per_worker, console.print)
         if len(sizes) > 1:
             console.print(
                 f"workers: {_alternatives(sizes)}, as the cluster has room for; a resize loses no step"
             )
+        reach.require(
+            console.warn,
+            images=(dataset.train, dataset.val),
+            storage=folder.storage,
+            tracking=settings.uri,
+        )
         summary = train_in(
             folder,
             recipe,

@@ -213,7 +213,7 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
     base, plan, folder, record = request.base, search.plan, search.folder, search.record
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from ssl_ray.training import cluster
+    from ssl_ray.training import cluster, reach
 
     cluster.connect(base.address, verbose=base.verbose, python_path=record["python_path"])
     try:
@@ -223,6 +223,9 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
                 f"concurrent: {fit.concurrent} trials share {fit.data_cpus:g} CPUs for their data and wait for each "
                 "other; fewer --concurrent may be faster"
             )
+        settings = pretrain.tracking_of(folder, record)
+        images = (search.dataset.train, search.dataset.val)
+        reach.require(console.warn, images=images, storage=folder.storage, tracking=settings.uri)
         if not search.resumed:
             console.print(f"{search.recipe.name} ({record['origin']}) on {record['data']}")
         console.print(
@@ -232,7 +235,6 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
         for path in plan.search if plan.mutated else ():
             if path not in plan.mutated:
                 console.print(f"{path}: not changed while a trial trains; it goes with the weights")
-        settings = pretrain.tracking_of(folder, record)
         parent = open_run(
             settings,
             name=folder.name,
