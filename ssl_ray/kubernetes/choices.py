@@ -20,7 +20,7 @@ WRITTEN = (
     "--address",
     "--resume",
 )
-_SECRET = re.compile(r"SECRET|PASSW|TOKEN|ACCESS_KEY|CREDENTIAL|PRIVATE", re.IGNORECASE)
+_SECRET = re.compile(r"(^|_)(SECRET|PASSWORD|PASSWD|TOKEN|(ACCESS|API|PRIVATE)_?KEY)(_|$)", re.IGNORECASE)
 _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 

@@ -45,6 +45,8 @@ def ended(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         ((*JOB, "--mlflow", "http://me:pass@h:5000"), "put MLFLOW_TRACKING_USERNAME"),
         ((*JOB, "--env", "NCCL_DEBUG"), "write NAME=VALUE"),
         ((*JOB, "--env", "AWS_SECRET_ACCESS_KEY=x"), "looks like a credential"),
+        ((*JOB, "--env", "HF_TOKEN=x"), "looks like a credential"),
+        ((*JOB, "--env", "PROXY=http://me:pass@proxy"), "looks like a credential"),
         ((*JOB, "--env", "A=$HOME"), "leave out $"),
         ((*JOB, "--spot", "spot"), "write the node's label, KEY=VALUE"),
         ((*JOB, "--gpu-toleration", "a=b:Never"), "effect one of NoSchedule"),

@@ -80,12 +80,12 @@ def test_the_command_of_a_job(make: Any) -> None:
 
 
 def test_environment_and_secrets(make: Any) -> None:
-    options = f"{MINIMAL} --mlflow http://mlflow:5000 --env NCCL_DEBUG=WARN --secret keys"
+    options = f"{MINIMAL} --mlflow http://mlflow:5000 --env TOKENIZERS_PARALLELISM=no --secret keys"
     job, cluster = make(options), make(f"{options} --kind cluster")
     said = {
         "RAY_JOB_STOP_WAIT_TIME_S": "120",
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
-        "NCCL_DEBUG": "WARN",
+        "TOKENIZERS_PARALLELISM": "no",
     }
     assert yaml.safe_load(job["spec"]["runtimeEnvYAML"]) == {"env_vars": said}
     for made, inside in ((job, {}), (cluster, {"SSL_RAY_STORAGE": "s3://b/runs"} | said)):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,10 @@ def flags(group: dict[str, Any]) -> dict[str, str]:
     filled = {
         "num-cpus": str(limits.get("cpu", requests.get("cpu"))),
         "memory": str(int(memory[:-2]) * UNITS[memory[-2:]]),
-        "num-gpus": str(limits.get("nvidia.com/gpu", 0)),
         "block": "true",
     }
+    if gpus := limits.get("nvidia.com/gpu"):
+        filled["num-gpus"] = str(gpus)
     return filled | group.get("rayStartParams", {})
 
 
@@ -91,10 +92,10 @@ def process(words: list[str], env: dict[str, str], log: Path) -> Iterator["subpr
         started.wait(10)
 
 
-def until(condition: Callable[[], Any], what: str, timeout: float = 90) -> None:
+def until_started(log: Path, timeout: float = 120) -> None:
     deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what} within {timeout} s"
+    while "Ray runtime started" not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
 
 
@@ -121,10 +122,11 @@ def cluster(spec: dict[str, Any], env: dict[str, str], folder: Path) -> Iterator
     try:
         with ExitStack() as stack:
             stack.enter_context(process(head, env, logs[0]))
-            until(lambda: "Ray runtime started" in logs[0].read_text(), "head")
+            until_started(logs[0])
             for pod, log in zip(pods, logs[1:], strict=True):
                 stack.enter_context(process(pod, env, log))
-            until(lambda: all("Ray runtime started" in log.read_text() for log in logs), "pods")
+            for log in logs:
+                until_started(log)
             yield f"http://127.0.0.1:{dashboard}"
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
