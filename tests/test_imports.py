@@ -23,7 +23,7 @@ LAYERS = [
     {"interop", "data", "tracking"},  # the rest of interop translates foreign names to modules of ours
     {"rules"},  # what follows from what in a recipe
     {"evaluation", "resolve", "experiments"},  # a recipe meets a data set
-    {"training"},
+    {"training", "kubernetes"},
     {"tuning", "trained"},
     {"cli"},
 ]

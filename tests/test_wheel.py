@@ -95,3 +95,11 @@ def test_it_lists_and_trains(python: Path) -> None:
         "its template, style, script"
     )
     assert os.fspath(CHECKOUT) not in out
+
+
+def test_it_checks_manifests(python: Path) -> None:
+    file = python.parents[2] / "job.yaml"
+    installed(python, "cluster", "manifest", "moco", "--image=x", "--storage=s3://b/r", f"--out={file}")
+    assert "RayJob moco: valid" in installed(python, "cluster", "check", str(file)), (
+        "KubeRay's schema came along"
+    )

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ssl_ray import __version__
+from ssl_ray.cli.cluster import app as cluster
 from ssl_ray.cli.data import app as data
 from ssl_ray.cli.embed import embed
 from ssl_ray.cli.evaluate import evaluate
@@ -62,4 +63,5 @@ app.command("import")(import_checkpoint)
 app.command("export")(export_backbone)
 app.command()(evaluate)
 app.command()(embed)
+app.add_typer(cluster, name="cluster")
 app.command()(version)
