@@ -1,9 +1,12 @@
 """Kill the driver or a worker: the run goes on from its last checkpoint as if nothing had happened."""
 
+import shutil
 import signal
 import sqlite3
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,29 +21,62 @@ STEPS_PER_EPOCH = 1297 // 32
 STEPS = 2 * STEPS_PER_EPOCH
 
 
-def test_killed_in_mid_epoch_and_resumed_equals_never_interrupted(tmp_path: Path, two_cpus: str) -> None:
-    there = f"--address={two_cpus}"
-    undisturbed = summary(run(tmp_path, *ARGUMENTS, "--name=undisturbed", there))
-    assert undisturbed["steps"] == STEPS
+@dataclass
+class Killed:
+    """An undisturbed run's summary, and the working directory in which the same run was killed in mid-epoch."""
 
-    process = start(tmp_path, *ARGUMENTS, "--name=killed", there)
-    folder = tmp_path / "runs" / "killed"
+    undisturbed: dict[str, Any]
+    cwd: Path
+    step: int
+
+    def equals(self, resumed: dict[str, Any]) -> None:
+        assert resumed["steps"] == STEPS
+        ours, theirs = state(resumed["checkpoint"]), state(self.undisturbed["checkpoint"])
+        assert ours.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            assert torch.equal(ours[name], tensor), name
+        assert resumed["evaluations"] == self.undisturbed["evaluations"]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, two_cpus: str) -> Killed:
+    there, cwd = f"--address={two_cpus}", tmp_path_factory.mktemp("killed")
+    undisturbed = summary(run(cwd, *ARGUMENTS, "--name=undisturbed", there))
+    assert undisturbed["steps"] == STEPS
+    process = start(cwd, *ARGUMENTS, "--name=killed", there)
+    folder = cwd / "runs" / "killed"
     wait_for(lambda: len(checkpoints(folder)) >= 2, "second checkpoint", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     step = torch.load(folder / checkpoints(folder)[-1] / "checkpoint.pt", weights_only=True)["next_step"]
     assert 0 < step < STEPS
     assert step % STEPS_PER_EPOCH != 0, "killed in mid-epoch"
+    return Killed(undisturbed, cwd, step)
 
-    resumed = summary(run(tmp_path, "pretrain", "--resume=killed", "--json", there))
-    assert resumed["steps"] == STEPS
-    ours, theirs = state(resumed["checkpoint"]), state(undisturbed["checkpoint"])
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        assert torch.equal(ours[name], tensor), name
-    assert resumed["evaluations"] == undisturbed["evaluations"]
 
-    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+def test_half_a_checkpoint_is_passed_over_and_half_a_list_made_anew(
+    killed: Killed, tmp_path: Path, two_cpus: str
+) -> None:
+    shutil.copytree(killed.cwd / "runs" / "killed", tmp_path / "killed")
+    folder = tmp_path / "killed"
+    before, newest = checkpoints(folder)[-2:]
+    for half in (folder / newest / "checkpoint.pt", folder / "checkpoint_manager_snapshot.json"):
+        half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
+    env = {"MLFLOW_TRACKING_URI": f"sqlite:///{killed.cwd}/mlflow.db"}
+    done = run(tmp_path, "pretrain", f"--resume={folder}", "--json", f"--address={two_cpus}", env=env)
+    killed.equals(summary(done))
+    earlier = int(before.split("_")[1])
+    assert "its list of checkpoints was cut off; made anew from the " in done.stderr
+    assert f"{newest}/checkpoint.pt cannot be read: " in done.stderr
+    assert f"; going on from the one before, of step {earlier}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_killed_in_mid_epoch_and_resumed_equals_never_interrupted(killed: Killed, two_cpus: str) -> None:
+    resumed = summary(run(killed.cwd, "pretrain", "--resume=killed", "--json", f"--address={two_cpus}"))
+    killed.equals(resumed)
+
+    with sqlite3.connect(killed.cwd / "mlflow.db") as store:
         runs = store.execute("select name, status from runs order by start_time").fetchall()
         assert runs == [("undisturbed", "FINISHED"), ("killed", "FINISHED")], (
             "one MLflow run for one training run"

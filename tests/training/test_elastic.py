@@ -1,7 +1,7 @@
 """Groups that grow and shrink: which sizes there is room for, and that a resize changes no number."""
 
+import contextlib
 import os
-import signal
 import sqlite3
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import pytest
 
 from ssl_ray.training.cluster import Resources
 from ssl_ray.training.elastic import largest
-from tests.raylets import IMPATIENT, raylets
+from tests.nodes.cluster import ENV, Nodes
 from tests.runs import checkpoints, run, start, wait_for
 
 ONE_CPU = Resources(1.0, 0.0)
@@ -82,14 +82,19 @@ def losses(store: Path, name: str) -> dict[int, float]:
         return dict(rows.fetchall())
 
 
+def trains(cluster: Nodes, name: str) -> bool:
+    return any("RayTrainWorker" in what for _, what in cluster.workers(name))
+
+
 @pytest.mark.slow
 def test_two_workers_then_one_then_two_lose_nothing(tmp_path: Path) -> None:
     hold = tmp_path / "hold"
     (tmp_path / "slow.py").write_text(SLOW.format(path=str(hold)))
     err = tmp_path / "err.txt"
-    env = IMPATIENT | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
-    cpu = {"num_cpus": 1}
-    with raylets(cpu, cpu, cpu) as cluster:
+    env = ENV | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
+    with contextlib.closing(Nodes()) as cluster:
+        for name in ("head", "a", "b"):
+            cluster.add(name, 1)
         there = ["slow.py", *RECIPE, f"--address={cluster.address}"]
         still = run(tmp_path, "pretrain", *there, "--workers=1", "--name=still", env=env)
         assert still.returncode == 0, still.stderr
@@ -98,10 +103,9 @@ def test_two_workers_then_one_then_two_lose_nothing(tmp_path: Path) -> None:
         process = start(tmp_path, "pretrain", *there, "--workers=1..2", "--name=elastic", env=env)
         folder = tmp_path / "runs" / "elastic"
         wait_for(lambda: checkpoints(folder), "first checkpoint", process)
-        raylet, *_ = cluster.with_workers()
-        raylet.send_signal(signal.SIGKILL)
+        cluster.kill(next(name for name in ("a", "b") if trains(cluster, name)))
         wait_for(lambda: "on 1 worker\n" in err.read_text(), "a group of one", process)
-        cluster.add(num_cpus=1)
+        cluster.add("c", 1)
         wait_for(lambda: "on 2 workers\n" in err.read_text(), "a group of two", process)
         os.remove(hold)
         assert process.wait(timeout=120) == 0, err.read_text()
