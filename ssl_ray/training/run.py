@@ -210,8 +210,9 @@ class Failures(UserCallback):  # type: ignore[misc]
 
 def _cause(error: Exception) -> str:
     """An error in one line; of what a worker raised, the line that says what."""
+    error = getattr(error, "health_check_failure", error)  # Ray Train's word around it
     if isinstance(error, ray.exceptions.RayActorError):
-        return "its process is gone"
+        return "its node is gone" if "node was terminated" in str(error) else "its process is gone"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return (named or lines or [type(error).__name__])[-1]

@@ -1,12 +1,8 @@
 """`ray job submit ... -- ssl-ray pretrain ...` on a real head with a real job server."""
 
-import os
 import shutil
-import signal
-import socket
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,50 +12,25 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.pods import clean, free_port, pod
 from tests.runs import TINY, checkpoints
 
 pytestmark = pytest.mark.slow
-
-BIN = Path(sys.executable).parent
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 @contextmanager
 def head(home: Path, auth: dict[str, str]) -> Iterator[dict[str, str]]:
     """`ray start --head` with the job server, on loopback. Yields the environment of someone who submits to it."""
-    gcs, dashboard, client, agent, agent_grpc = free_ports(5)
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))} | auth
-    env |= {"HOME": str(home), "PATH": f"{BIN}:{env['PATH']}", "GIT_CEILING_DIRECTORIES": str(home)}
+    env = clean(home) | auth
+    dashboard = free_port()
     short = tempfile.mkdtemp(prefix="r", dir="/tmp")  # the paths of sockets have to be short
-    command = [
-        "ray start --head --block --disable-usage-stats --num-cpus=2 --node-ip-address=127.0.0.1",
-        f"--port={gcs} --dashboard-port={dashboard} --ray-client-server-port={client} --temp-dir={short}",
-        f"--dashboard-agent-listen-port={agent} --dashboard-agent-grpc-port={agent_grpc}",
-    ]
-    with open(home / "head.txt", "w") as log:
-        process = subprocess.Popen(
-            " ".join(command).split(),
-            env=env | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+    loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    options = ["--head", "--num-cpus=2", f"--port={free_port()}", f"--dashboard-port={dashboard}"]
+    options += [f"--ray-client-server-port={free_port()}", f"--temp-dir={short}"]
     try:
-        deadline = time.monotonic() + 90
-        while "Ray runtime started" not in (home / "head.txt").read_text():
-            assert process.poll() is None, (home / "head.txt").read_text()
-            assert time.monotonic() < deadline, "Ray did not start"
-            time.sleep(0.2)
-        yield env | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+        with pod(home / "head.txt", env | loopback, *options):
+            yield env | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
         shutil.rmtree(short, ignore_errors=True)
 
 

@@ -6,7 +6,6 @@ A node that comes by `add_elsewhere` is in a mount namespace of its own, in whic
 import contextlib
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -84,18 +83,18 @@ class Nodes:
         self.address, self.ids[name], self._pids[name] = answer["address"], answer["id"], answer["pids"]
         self._remember()
 
-    def add_elsewhere(self, cpus: int, hidden: Path | None = None) -> "subprocess.Popen[bytes]":
-        """Starts a node as a pod does, and waits until it is there. Returns its process: SIGTERM ends the node.
-
-        hidden: where it has an empty disk of its own.
-        """
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
-        command += [f"--address={self.address}", f"--num-cpus={cpus}", "--object-store-memory=100000000"]
-        command += ["--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0"]
-        if hidden is not None:
-            command = [*UNSHARE, "sh", "-c", f"mount -t tmpfs none {hidden} && exec {shlex.join(command)}"]
+    def add_elsewhere(self, cpus: int, hidden: Path) -> None:
+        """Starts a node that has an empty disk of its own at `hidden`, and waits until it is there."""
+        command = (
+            f"mount -t tmpfs none {hidden} && exec {sys.executable} -m ray.scripts.scripts start --block"
+        )
+        options = f"--address={self.address} --num-cpus={cpus} --object-store-memory=100000000 "
+        options += "--dashboard-agent-listen-port=0 --min-worker-port=0 --max-worker-port=0"
         process = subprocess.Popen(
-            command, env=os.environ | ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*UNSHARE, "sh", "-c", f"{command} {options}"],
+            env=os.environ | ENV,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         self._elsewhere.append(process)
         before = len(self.ids)
@@ -105,7 +104,6 @@ class Nodes:
             [sys.executable, "-c", code, self.address, str(before)], env=os.environ | ENV, timeout=60
         )
         self._remember()
-        return process
 
     def workers(self, name: str) -> Iterator[tuple[psutil.Process, str]]:
         """Processes of a node's tasks and actors, each with what it does: "ray::IDLE", ..."""
