@@ -100,7 +100,7 @@ def carry_out(
     settings = tracking_of(folder, record)
     if "summary" in record and recipe == folder.recipe():
         return _nothing_to_do(console, settings, record)
-    from ssl_ray.training import cluster, reach
+    from ssl_ray.training import cluster, head, reach
 
     # One after the other, though each takes seconds: Ray's start writes environment variables, torch reads them, and
     # glibc before 2.41 crashes where two threads do so at once.
@@ -116,22 +116,23 @@ def carry_out(
             storage=folder.storage,
             tracking=settings.uri,
         )
-        summary = train_in(
-            folder,
-            recipe,
-            dataset,
-            record,
-            workers=workers,
-            resources=resources,
-            settings=settings,
-            console=console,
-            verbose=request.verbose,
-            tags=tags,
-            started=started,
-            on_first_step=lambda: console.detail(
-                f"first steps logged {time.monotonic() - started:.1f} s after the command"
-            ),
-        )
+        with head.watched(f"all up to the last checkpoint is kept in {folder.uri}: continue with --resume"):
+            summary = train_in(
+                folder,
+                recipe,
+                dataset,
+                record,
+                workers=workers,
+                resources=resources,
+                settings=settings,
+                console=console,
+                verbose=request.verbose,
+                tags=tags,
+                started=started,
+                on_first_step=lambda: console.detail(
+                    f"first steps logged {time.monotonic() - started:.1f} s after the command"
+                ),
+            )
     finally:
         cluster.disconnect()
     return summary, ui_command(target_of(settings, record))
