@@ -28,7 +28,7 @@ from ssl_ray.evaluation.images import crop_fraction
 from ssl_ray.trained.case import Means, described
 from ssl_ray.trained.evaluate import dataset_of
 from ssl_ray.trained.subject import Subject, load_subject
-from ssl_ray.training import cluster, reach
+from ssl_ray.training import cluster, head, reach
 from ssl_ray.training.notices import Notices
 from ssl_ray.training.pretrain import no_credentials
 
@@ -304,7 +304,8 @@ def _run(
         sources = [extraction.source for extraction in job.extractions.values()]
         reach.require(console.warn, images=sources, out=request.out)
         so_far = total - sum(row["stop"] - row["start"] for row in left)
-        with console.task("embedding") as on_progress:
+        hint = "finished parts are kept: the same command goes on"
+        with head.watched(hint), console.task("embedding") as on_progress:
             for row, result in zip(left, run_job(job, rows, pool), strict=True):
                 done[_name(row)] = {"rows": result["rows"], "broken": json.loads(result["broken"])}
                 so_far += row["stop"] - row["start"]

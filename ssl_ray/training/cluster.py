@@ -178,19 +178,27 @@ def fit_workers(
 ) -> Resources:
     """Decides what each worker takes, and refuses what the cluster cannot serve; see `fit`.
 
-    A cluster with an autoscaler may be larger than the nodes that run now: what it can become decides, and `say` is
-    told that workers wait. Raises UserError.
+    A cluster with an autoscaler may be larger than the nodes that run now: what it can become decides, `say` is told
+    that workers wait, and here they do. Raises UserError.
     """
     nodes = alive_nodes()
     try:
         return fit(workers, cpus_per_worker, gpus_per_worker, nodes)
     except UserError:
-        if not (later := growth.most_nodes()):
+        later = growth.most_nodes()
+        if later:
+            resources = fit(workers, cpus_per_worker, gpus_per_worker, later, "the cluster grows to")
+        else:  # of nodes that are to come nothing is known
+            gpus = any(node.get("GPU") for node in nodes) if gpus_per_worker is None else gpus_per_worker
+            resources = Resources(1.0 if cpus_per_worker is None else cpus_per_worker, float(gpus))
+        waiting = workers - place(workers, resources, nodes)[0]
+        wait = f"{waiting} workers of {resources.cpus:g} CPUs and {resources.gpus:g} GPUs wait for nodes"
+        said = f"the cluster grows: {wait if waiting else 'the data waits for a node'}"
+        if later:
+            say(said)
+        elif not growth.grow([resources.as_dict()] * workers + [{"CPU": 1.0}], lambda: say(said)):
             raise
-    resources = fit(workers, cpus_per_worker, gpus_per_worker, later, "the cluster grows to")
-    waiting = workers - place(workers, resources, nodes)[0]
-    say(f"the cluster grows: {f'{waiting} workers wait' if waiting else 'the data waits'} for nodes")
-    return resources
+        return resources
 
 
 def fit(

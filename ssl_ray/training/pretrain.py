@@ -102,7 +102,7 @@ def carry_out(
     settings = tracking_of(folder, record)
     if "summary" in record and recipe == folder.recipe():
         return _nothing_to_do(console, settings, record)
-    from ssl_ray.training import cluster, reach
+    from ssl_ray.training import cluster, head, reach
     from ssl_ray.training.elastic import fit_group
 
     # One after the other, though each takes seconds: Ray's start writes environment variables, torch reads them, and
@@ -121,22 +121,23 @@ def carry_out(
             storage=folder.storage,
             tracking=settings.uri,
         )
-        summary = train_in(
-            folder,
-            recipe,
-            dataset,
-            record,
-            workers=workers,
-            resources=resources,
-            settings=settings,
-            console=console,
-            verbose=request.verbose,
-            tags=tags,
-            started=started,
-            on_first_step=lambda: console.detail(
-                f"first steps logged {time.monotonic() - started:.1f} s after the command"
-            ),
-        )
+        with head.watched(f"all up to the last checkpoint is kept in {folder.uri}: continue with --resume"):
+            summary = train_in(
+                folder,
+                recipe,
+                dataset,
+                record,
+                workers=workers,
+                resources=resources,
+                settings=settings,
+                console=console,
+                verbose=request.verbose,
+                tags=tags,
+                started=started,
+                on_first_step=lambda: console.detail(
+                    f"first steps logged {time.monotonic() - started:.1f} s after the command"
+                ),
+            )
     finally:
         cluster.disconnect()
     return summary, ui_command(target_of(settings, record))

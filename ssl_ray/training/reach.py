@@ -127,7 +127,7 @@ def _ask(
     places: Sequence[Place], nodes: dict[str, str], warn: Callable[[str], None]
 ) -> dict[str, list[str | None]]:
     """What is wrong with each place on each node that answers; None where nothing is."""
-    look = ray.remote(_look).options(num_cpus=0, max_retries=0)
+    look = ray.remote(_look)
     with ExitStack() as tidy:
         for place in places:
             if isinstance(place, Folder):
@@ -135,9 +135,11 @@ def _ask(
                 tidy.callback(_remove, place)
         asked = ray.put(list(places))
         tasks = {
-            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                asked, node
-            ): node
+            look.options(
+                num_cpus=0,
+                max_retries=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            ).remote(asked, node): node
             for node in nodes
         }
         ready, silent = ray.wait(list(tasks), num_returns=len(tasks), timeout=DEADLINE_S)

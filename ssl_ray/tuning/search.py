@@ -213,7 +213,7 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
     base, plan, folder, record = request.base, search.plan, search.folder, search.record
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from ssl_ray.training import cluster, reach
+    from ssl_ray.training import cluster, head, reach
 
     cluster.connect(base.address, verbose=base.verbose, python_path=record["python_path"])
     try:
@@ -261,7 +261,8 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
         folder.write(SEARCH_FILE, record)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
-            with make_tracker(parent.target) as tracker:
+            hint = f"the search is kept in {folder.uri}: continue with --resume"
+            with head.watched(hint), make_tracker(parent.target) as tracker:
                 outcomes = _fit_tuner(search, fit, settings, parent.run_id, tracker, seconds, console, base)
                 search.outcomes = outcomes
                 cut = len(outcomes) < plan.trials or any(
