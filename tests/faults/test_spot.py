@@ -15,10 +15,10 @@ from tests.runs import TINY, checkpoints, run, start, state, wait_for
 pytestmark = pytest.mark.slow
 
 # No checkpoint is due before the end: only the notice makes one.
-ARGUMENTS = [*TINY, "--epochs=8", "--workers=1", "--cpus-per-worker=2", "--set=evaluation.every_epochs=null"]
+ARGUMENTS = [*TINY, "--epochs=12", "--workers=1", "--cpus-per-worker=2", "--set=evaluation.every_epochs=null"]
 ENV = {
     "RAY_AUTH_MODE": "disabled",
-    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "12",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "10",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
 }
 
@@ -39,9 +39,9 @@ def test_a_notice_makes_a_checkpoint_from_which_the_run_goes_on(tmp_path: Path) 
 
             process = start(tmp_path, *there, "--name=spot", env=ENV)
             folder = tmp_path / "runs" / "spot"
-            wait_for(lambda: "step 10/" in err.read_text(), "step", process)
+            wait_for(lambda: "moco: step " in err.read_text(), "first reading", process)
             spot.send_signal(signal.SIGTERM)
-            wait_for(lambda: checkpoints(folder), "checkpoint", process, timeout=12)
+            wait_for(lambda: checkpoints(folder), "checkpoint", process, timeout=10)
             assert spot.poll() is None, "within the notice"
             saved = torch.load(folder / checkpoints(folder)[0] / "checkpoint.pt", weights_only=True)
             wait_for(lambda: spot.poll() is not None, "end of the node", process)
