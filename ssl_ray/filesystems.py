@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from ssl_ray.errors import UserError
+from ssl_ray.errors import StoreError, UserError
 from ssl_ray.redact import redact
 
 Result = TypeVar("Result")
@@ -58,10 +58,6 @@ _ADVICE = (
         "check the endpoint and the network, and start again: what was done is kept",
     ),
 )
-
-
-class StoreError(OSError):
-    """An object store could not do what was asked of it. One line: where, what happened, what to do."""
 
 
 class NotWhole(OSError):

@@ -12,8 +12,8 @@ import pytest
 from pyarrow import fs
 
 from ssl_ray import filesystems
-from ssl_ray.errors import UserError
-from ssl_ray.filesystems import ATTEMPTS, StoreError, open_uri
+from ssl_ray.errors import StoreError, UserError
+from ssl_ray.filesystems import ATTEMPTS, open_uri
 from tests.faulty_s3 import Fault, FaultyS3
 
 CONTENT = random.Random(0).randbytes(300_000)
