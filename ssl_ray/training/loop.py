@@ -22,7 +22,7 @@ from ssl_ray.evaluation.alarm import collapses
 from ssl_ray.evaluation.classifier import ClassifierEvaluation
 from ssl_ray.evaluation.extract import TrainingSet
 from ssl_ray.evaluation.online import OnlineEvaluation
-from ssl_ray.filesystems import open_uri
+from ssl_ray.filesystems import open_uri, upload
 from ssl_ray.models.base import BaseModel, Progress
 from ssl_ray.models.sync_batch_norm import synchronize_batch_norm
 from ssl_ray.recipe import Recipe
@@ -265,7 +265,19 @@ def save_checkpoint(rank: int, **contents: Any) -> None:
         return
     with tempfile.TemporaryDirectory() as directory:
         checkpoint.save(directory, **contents)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
+        ray.train.report(
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(directory),
+            checkpoint_upload_fn=_upload_checkpoint,
+        )
+
+
+def _upload_checkpoint(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+    """Copies a checkpoint into the run's folder. Ray Train's own way would list one whose upload had failed."""
+    storage = ray.train.get_context().get_storage()
+    path = f"{storage.experiment_fs_path}/{name}"
+    upload(checkpoint.path, storage.storage_filesystem, path)
+    return ray.train.Checkpoint(path, storage.storage_filesystem)
 
 
 def _quiet_ray_train() -> None:
