@@ -8,6 +8,13 @@ class UserError(ValueError):
     """A mistake in what the user gave. The message says what was wrong, the value, what is allowed, what to do."""
 
 
+class StoreError(OSError):
+    """An object store could not do what was asked of it. One line: where, what happened, what to do.
+
+    No UserError: workers that meet one start again from the last checkpoint.
+    """
+
+
 MISTAKES = (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, AssertionError)
 """What a call raises for arguments that it cannot work with, if nobody thought of them."""
 

@@ -12,8 +12,8 @@ import pytest
 from pyarrow import fs
 
 from ssl_ray import filesystems
-from ssl_ray.errors import UserError
-from ssl_ray.filesystems import ATTEMPTS, StoreError, open_uri
+from ssl_ray.errors import StoreError, UserError
+from ssl_ray.filesystems import ATTEMPTS, open_uri, upload
 from tests.faulty_s3 import Fault, FaultyS3
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -224,14 +224,16 @@ def test_a_write_that_fails_leaves_what_was_there(
 def test_folders_travel_whole_in_both_directions(
     s3: tuple[Any, str], faulty: FaultyS3, tmp_path: Path
 ) -> None:
-    """As Ray Train keeps and fetches a checkpoint; more files than threads, which must not wait for one another."""
+    """As a checkpoint does; there are more files than threads, which must not wait for one another."""
     (tmp_path / "up").mkdir()
     (tmp_path / "down").mkdir()
     for i in range(20):
         (tmp_path / "up" / str(i)).write_bytes(CONTENT[i:])
     filesystem, path = store(faulty, "checkpoint")
-    faulty.plan(Fault("PUT", "cut", 2, after=1000), Fault("PUT", "slow down", 2))
-    fs.copy_files(str(tmp_path / "up"), path, destination_filesystem=filesystem)
+    faulty.plan(
+        Fault("PUT .*checkpoint/7", "cut", 2, after=1000), Fault("PUT .*checkpoint/8", "slow down", 2)
+    )
+    upload(str(tmp_path / "up"), filesystem, path)
     assert len(faulty.met()) == 4
     faulty.plan(
         Fault("GET .*/7", "cut", 2, after=1000),
@@ -241,6 +243,26 @@ def test_folders_travel_whole_in_both_directions(
     fs.copy_files(path, str(tmp_path / "down"), source_filesystem=filesystem)
     assert len(faulty.met()) == 4
     assert [(tmp_path / "down" / str(i)).read_bytes() == CONTENT[i:] for i in range(20)] == [True] * 20
+
+
+@pytest.mark.parametrize("kind", ["denied", "cut"])
+def test_an_upload_that_fails_is_not_silent(faulty: FaultyS3, tmp_path: Path, kind: Any) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(CONTENT)
+    filesystem, path = store(faulty, "checkpoint")
+    faulty.plan(Fault("PUT .*checkpoint.pt", kind, 99))
+    with pytest.raises(OSError, match=r"UploadPart"):
+        upload(str(tmp_path), filesystem, path)
+
+
+def test_pyarrow_alone_is_silent_about_an_upload_that_fails(
+    s3: tuple[Any, str], faulty: FaultyS3, tmp_path: Path
+) -> None:
+    """Why `upload` is there, and why Ray Train is given it. When this fails both may go."""
+    (tmp_path / "checkpoint.pt").write_bytes(CONTENT)
+    client, path = fs.FileSystem.from_uri(f"s3://pictures/checkpoint?{faulty.query}")
+    faulty.plan(Fault("PUT .*checkpoint.pt", "denied", 99))
+    fs.copy_files(str(tmp_path), path, destination_filesystem=client)
+    assert s3[0].get_file_info(f"{path}/checkpoint.pt").type == fs.FileType.NotFound
 
 
 # The door

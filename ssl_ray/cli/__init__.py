@@ -7,12 +7,13 @@ import sys
 
 
 def main() -> None:
-    """Runs the command line. A user's mistake is one line on stderr and exit status 2."""
+    """Runs the command line. What a user can mend is one line on stderr and exit status 2."""
     from ssl_ray.cli.app import app
-    from ssl_ray.errors import UserError
+    from ssl_ray.errors import StoreError, UserError
+    from ssl_ray.redact import redact
 
     try:
         app()
-    except UserError as error:
-        print(f"ssl-ray: {' '.join(str(error).split())}", file=sys.stderr)
+    except (UserError, StoreError) as error:
+        print(f"ssl-ray: {redact(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)

@@ -22,7 +22,7 @@ from ssl_ray.console import Console
 from ssl_ray.data.source import Dataset
 from ssl_ray.data.sources.base import Source, digest
 from ssl_ray.data.sources.location import Location
-from ssl_ray.errors import UserError, nearest
+from ssl_ray.errors import StoreError, UserError, nearest
 from ssl_ray.evaluation.features import GPU_BATCH, Broken, Extraction, fit_pool, run_job, tasks
 from ssl_ray.evaluation.images import crop_fraction
 from ssl_ray.trained.case import Means, described
@@ -215,6 +215,8 @@ def _finished(
         try:
             with (out / name).open() as stream:
                 stored = json.loads((pq.read_schema(stream).metadata or {}).get(_KEY, b"{}"))
+        except StoreError:
+            raise  # the store's trouble says nothing of the part
         except (OSError, pa.ArrowInvalid):
             return name, None
         return name, stored if stored.get("identity") == digest(identity) else None

@@ -15,7 +15,7 @@ from ssl_ray.evaluation.features import weights_digest
 from ssl_ray.interop.backbone_file import TrainedBackbone
 from ssl_ray.models.encoder import Encoder
 from ssl_ray.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, DataPreprocessor
-from ssl_ray.training.folder import RunFolder
+from ssl_ray.training.folder import NoRun, RunFolder
 from ssl_ray.training.trained import load_trained
 
 TORCHVISION, TIMM = "torchvision:", "timm:"
@@ -94,7 +94,7 @@ def load_subject(name: str, storage: str, *, random: bool = False, seed: int = 0
 def run_of(name: str, storage: str) -> RunFolder | None:
     """The run's folder where `name` means a run, or a checkpoint in one."""
     for candidate in (name, os.path.dirname(name.rstrip("/"))):
-        with contextlib.suppress(UserError):
+        with contextlib.suppress(NoRun):
             if candidate:
                 return RunFolder.find(candidate, storage)
     return None

@@ -22,6 +22,7 @@ from pyarrow import fs
 from torch import nn
 
 from ssl_ray.errors import UserError
+from ssl_ray.filesystems import upload
 from ssl_ray.recipe import Recipe
 
 FILE = "checkpoint.pt"
@@ -73,9 +74,7 @@ def store(filesystem: fs.FileSystem, folder: str, **contents: Any) -> str:
                     os.fsync(written.fileno())
             os.rename(directory, path)
         else:
-            fs.copy_files(
-                directory, path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem
-            )
+            upload(directory, filesystem, path)
     return path
 
 

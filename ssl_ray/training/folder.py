@@ -11,7 +11,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from ssl_ray.errors import UserError
+from ssl_ray.errors import StoreError, UserError
 from ssl_ray.filesystems import open_uri
 from ssl_ray.job import lasting_folder
 from ssl_ray.recipe import Recipe
@@ -20,6 +20,10 @@ from ssl_ray.tracking import redact
 RUN, RECIPE = "run.json", "recipe.json"
 EVALUATIONS = "evaluations.json"
 CHECKPOINTS = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
+
+
+class NoRun(UserError):
+    """There is no such run: neither forbidden nor unreachable."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class RunFolder:
 
     @classmethod
     def find(cls, run: str, storage: str, holds: str = RUN) -> "RunFolder":
-        """The folder that a user means by `run`: a path, a URI, or a name in `storage`. Raises UserError if none is.
+        """The folder that a user means by `run`: a path, a URI, or a name in `storage`. Raises NoRun if none is.
 
         holds: the file that tells it from others.
         """
@@ -50,7 +54,7 @@ class RunFolder:
                 if folder.holds(holds):
                     return folder
         what = "run" if holds == RUN else holds.partition(".")[0]
-        raise UserError(
+        raise NoRun(
             f"resume: no {what} {run!r} (looked for {holds} in {run!r} and below {storage!r}); give its folder or "
             "its name"
         )
@@ -142,7 +146,7 @@ class RunFolder:
         """The file system and the folder's path in it; what fails in the body is the user's to mend."""
         try:
             yield open_uri(self.uri)
-        except UserError as error:
+        except (UserError, StoreError) as error:
             raise UserError(f"storage: {error}") from error
         except (ValueError, OSError) as error:
             raise UserError(

@@ -232,7 +232,9 @@ def train(job: Job) -> dict[str, Any]:
                 )
             lookout.has_saved()
             if failure and (at_end or stop or collapsed):
-                raise UserError(f"{failure}; the last checkpoint is from before: make room, and use --resume")
+                # Told to the user by rank 0 alone, which knows why.
+                kind = UserError if rank == 0 else RuntimeError
+                raise kind(f"{failure}; the last checkpoint is from before: mend that, and use --resume")
             if failure:
                 reporter.send(f"{failure}; training goes on, the last checkpoint is from before")
         if stop or collapsed:
@@ -287,7 +289,7 @@ def save_checkpoint(rank: int, **contents: Any) -> str | None:
     Returns why nothing could be saved, None where it was; on all ranks both or neither.
     """
     storage = ray.train.get_context().get_storage()
-    filesystem, written, failure = storage.storage_filesystem, None, "checkpoint: not saved, see rank 0"
+    filesystem, written, failure = storage.storage_filesystem, None, "not saved: see rank 0"
     if rank == 0:
         try:
             written = checkpoint.store(filesystem, storage.experiment_fs_path, **contents)

@@ -12,7 +12,7 @@ from ssl_ray.models.base import BaseModel
 from ssl_ray.models.preprocessing import DataPreprocessor
 from ssl_ray.recipe import Recipe
 from ssl_ray.training import checkpoint
-from ssl_ray.training.folder import RunFolder
+from ssl_ray.training.folder import NoRun, RunFolder
 
 
 def load_trained(source: str, storage: str) -> TrainedBackbone:
@@ -32,7 +32,7 @@ def load_trained(source: str, storage: str) -> TrainedBackbone:
         raise UserError(f"{source}: no file of ours; `ssl-ray import {source}` makes one of it")
     try:
         folder = RunFolder.find(source, storage)
-    except UserError as error:
+    except NoRun as error:
         raise UserError(
             f"{source!r} is no run (a folder, or a name in {storage!r}), no checkpoint and no .safetensors file"
         ) from error

@@ -13,8 +13,8 @@ from PIL import Image
 
 from ssl_ray.data.prepare import prepare
 from ssl_ray.data.source import Source, open_dataset
-from ssl_ray.errors import UserError
-from ssl_ray.filesystems import ATTEMPTS, StoreError
+from ssl_ray.errors import StoreError, UserError
+from ssl_ray.filesystems import ATTEMPTS
 from tests.faulty_s3 import Fault, FaultyS3
 
 COUNT = 40
@@ -138,10 +138,10 @@ def test_shards_are_read_many_at_a_time(uris: dict[str, str], faulty: FaultyS3) 
     read = faulty.choose
     together = threading.Barrier(2)
 
-    def choose(request: str, headers: str) -> Fault | None:
+    def choose(request: str) -> Fault | None:
         if "GET" in request:
             together.wait(20)  # broken unless two requests are under way at once
-        return read(request, headers)
+        return read(request)
 
     faulty.choose = choose  # type: ignore[method-assign]
     source.read(np.arange(2 * (COUNT // 2)))

@@ -48,6 +48,9 @@ def test_stores_mlflow_cannot_share(uri):
         ("postgresql+psycopg2://u:p@ss@db/x?sslmode=a", "postgresql+psycopg2://***@db/x?sslmode=a"),
         ("no http://a:b@c, nor https://d@e", "no http://***@c, nor https://***@e"),
         ("mysql://db/x?password=abc&y=1", "mysql://db/x?password=***&y=1"),
+        ("s3://AKIA:wJal/rXU+tn@bucket/x", "s3://***@bucket/x"),
+        ("s3:/AKIA:wJal/rXU@bucket/x", "s3:/***@bucket/x"),  # as a path
+        ("http://host:5000/a@b", "http://host:5000/a@b"),
         ("mail me@host", "mail me@host"),
     ],
 )

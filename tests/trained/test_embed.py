@@ -14,10 +14,11 @@ from ssl_ray.console import Console
 from ssl_ray.data.source import open_dataset
 from ssl_ray.data.sources.base import Subset
 from ssl_ray.data.sources.location import Location
-from ssl_ray.errors import UserError
+from ssl_ray.errors import StoreError, UserError
 from ssl_ray.evaluation.features import Extraction, tasks
 from ssl_ray.trained.embed import METADATA, Request, _finished, _name, _part_rows, _Write, embed
 from ssl_ray.trained.subject import load_subject
+from tests.faulty_s3 import Fault, FaultyS3
 from tests.trained.run_folder import write_run
 
 CPU = torch.device("cpu")
@@ -79,6 +80,25 @@ def test_on_an_object_store(extraction: Extraction, s3: tuple[Any, str], tmp_pat
     assert there.equals(pq.read_table(tmp_path / "out"))
     found = _finished(out, plan(16), {"weights": "w"}, Console("quiet"))
     assert [found[_name(row)]["rows"] for row in plan(16)] == [16, 16, 16, 2]
+
+
+def test_parts_are_written_whole_and_none_is_made_again_for_a_bad_day(
+    extraction: Extraction, faulty: FaultyS3, tmp_path: Path
+) -> None:
+    out = Location.of(f"s3://pictures/features?{faulty.query}")
+    faulty.plan(Fault("PUT .*train-00001", "cut", after=1000), Fault("PUT .*train-00002", "slow down", 2))
+    write(extraction, out)
+    assert len(faulty.met()) == 3
+    faulty.plan(Fault("GET .*train-00001", "slow down", 2), Fault("GET .*train-00002", "short", after=10))
+    assert len(_finished(out, plan(16), {"weights": "w"}, Console("quiet"))) == 4
+    assert len(faulty.met()) == 3
+    write(extraction, Location.of(tmp_path / "out"))
+    for part in range(4):
+        name = f"train-{part:05d}.parquet"
+        assert (out / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    faulty.plan(Fault("GET .*train-00003", "denied", 99))
+    with pytest.raises(StoreError, match="train-00003"):
+        _finished(out, plan(16), {"weights": "w"}, Console("quiet"))
 
 
 def test_only_whole_parts_of_the_same_features_count(extraction: Extraction, tmp_path: Path) -> None:

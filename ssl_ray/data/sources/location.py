@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from ssl_ray.errors import UserError
-from ssl_ray.filesystems import StoreError, open_uri
+from ssl_ray.errors import StoreError, UserError
+from ssl_ray.filesystems import open_uri
 from ssl_ray.redact import redact
 
 Item = TypeVar("Item")

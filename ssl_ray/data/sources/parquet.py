@@ -15,8 +15,7 @@ from ssl_ray.data.plan import Int64
 from ssl_ray.data.sources.base import DatasetInfo, class_count, digest, median_size
 from ssl_ray.data.sources.columns import class_names_of, columns_of, find_image_column, find_label_column
 from ssl_ray.data.sources.location import Location
-from ssl_ray.errors import UserError
-from ssl_ray.filesystems import StoreError
+from ssl_ray.errors import StoreError, UserError
 
 # What one process keeps of the row groups it read last.
 CACHE_BYTES = 256 * 2**20
