@@ -10,9 +10,10 @@ def main() -> None:
     """Runs the command line. A user's mistake is one line on stderr and exit status 2."""
     from ssl_ray.cli.app import app
     from ssl_ray.errors import UserError
+    from ssl_ray.printable import printable
 
     try:
         app()
     except UserError as error:
-        print(f"ssl-ray: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"ssl-ray: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)

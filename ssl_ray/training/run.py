@@ -28,6 +28,7 @@ from ssl_ray.training.cluster import Resources
 from ssl_ray.training.control import Control
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.loop import Fatal, Job, train_loop
+from ssl_ray.training.reporter import LeftOut
 
 # A worker that dies (a node lost, out of memory) is restarted this often, from the last checkpoint.
 MAX_FAILURES = 3
@@ -141,6 +142,7 @@ def run(
     result = RunResult("finished")
     started = time.monotonic()
     waiting_said = False
+    named: set[str] = set()  # broken images, each said once
     news: deque[Any] = deque()  # outlives a Ctrl-C, which may come between two events
     with console.progress(stream.stop_step, recipe.name) as progress:
         while True:
@@ -163,9 +165,17 @@ def run(
                         progress.note(describe_evaluation(event))
                         if control is not None:
                             control.on_evaluation(event)
-                    elif isinstance(event, Broken):
-                        result.broken += 1
-                        console.warn(f"{event.path}: {event.reason}; another sample took its place")
+                    elif isinstance(event, Broken | LeftOut):
+                        in_training = isinstance(event, Broken)
+                        result.broken += in_training
+                        if event.path not in named:
+                            named.add(event.path)
+                            done = (
+                                "another sample took its place"
+                                if in_training
+                                else "left out of the evaluation"
+                            )
+                            console.warn(f"{event.path}: {event.reason}; {done}")
                     elif event is not None:
                         console.warn(event)
                     if not (waiting_said or result.history) and time.monotonic() - started > PATIENCE_S:
