@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ssl_ray.errors import UserError
+from ssl_ray.interop.weights import load_plain
 from ssl_ray.recipe import Recipe
 
 FILE = "checkpoint.pt"
@@ -44,10 +45,9 @@ def load(directory: str | Path, device: torch.device | str = "cpu") -> dict[str,
     path = Path(directory) / FILE
     if not path.exists():
         raise UserError(f"checkpoint: {path} does not exist; give a folder that holds {FILE}")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
-        raise UserError(f"checkpoint: {path} cannot be read: {error}") from error
+    state = load_plain(path, device)
+    if not isinstance(state, dict) or not {"algorithm", "next_step"} <= state.keys():
+        raise UserError(f"checkpoint: {path} is none of ours")
     return state
 
 
