@@ -220,6 +220,25 @@ def test_an_evil_recipe_is_refused_in_one_line(tmp_path: Path, verb: str) -> Non
     assert "algorithm.backbone: 'subprocess:check_call' is nothing that a recipe is made of" in line
 
 
+def test_a_run_s_folder_does_not_bring_its_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssl_ray.training.folder import RunFolder
+
+    (tmp_path / "link").symlink_to("runs", target_is_directory=True)
+    mine = str(tmp_path / "modules")
+    stranger = [
+        "",
+        ".",
+        "runs/evil",
+        f"{tmp_path}/runs/evil",
+        f"{tmp_path}/runs/evil/code",
+        f"{tmp_path}/link/evil",
+    ]
+    folder = RunFolder.at(str(tmp_path / "runs"), "evil")
+    folder.begin(recipe("moco", 32), {"name": "evil", "python_path": [*stranger, mine]})
+    monkeypatch.chdir(tmp_path)
+    assert folder.record()["python_path"] == [mine]
+
+
 def test_show_neither_imports_from_beside_the_recipe_nor_builds(tmp_path: Path) -> None:
     """As the installed command runs: Python's path does not hold the folder that one is in."""
     (tmp_path / "beside.py").write_text(f"import os\nos.mkdir({PROOF!r})\ndef net(): ...\n")
