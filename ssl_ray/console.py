@@ -2,6 +2,7 @@
 
 Results (text, tables, JSON) go to stdout; progress, notes and warnings go to stderr, so that `--json | jq` works
 while the bar runs. Each of the two streams is looked at once, when the `Console` is made. NO_COLOR is respected.
+Nothing in a text can steer the terminal: see `printable`.
 """
 
 import dataclasses
@@ -24,6 +25,8 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
+
+from ssl_ray.printable import printable
 
 Verbosity = Literal["quiet", "normal", "verbose"]
 Cell = str | int | float | None
@@ -113,11 +116,11 @@ class Console:
 
     def warn(self, text: str) -> None:
         """A warning; shown even when quiet."""
-        _line(self._err, f"warning: {text}", style="yellow")
+        _line(self._err, f"warning: {printable(text)}", style="yellow")
 
     def error(self, text: str) -> None:
         """What ended the command; shown even when quiet."""
-        _line(self._err, f"error: {text}", style="bold red")
+        _line(self._err, f"error: {printable(text)}", style="bold red")
 
     def json_line(self, value: Any) -> None:
         """One line of JSON on stdout. Data classes and NumPy scalars are understood; NaN and infinity become null."""
@@ -125,12 +128,13 @@ class Console:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         """A table of results; the first column names the row. Numbers are at the right; None is an empty cell."""
+        title, columns = printable(title), [printable(name) for name in columns]
         right = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(columns))]
-        cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+        cells = [["" if cell is None else printable(str(cell)) for cell in row] for row in rows]
         if not self._out.is_terminal:
             widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
             _line(self._out, title)
-            for row in [list(columns), *cells]:
+            for row in [columns, *cells]:
                 padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
                 _line(self._out, "  ".join(padded).rstrip())
             return
@@ -256,6 +260,7 @@ def _open(stream: TextIO) -> RichConsole:
 
 
 def _line(console: RichConsole, text: str, style: str = "") -> None:
+    text = "\n".join(map(printable, text.split("\n")))
     if console.is_terminal:
         console.print(Text(text, style=style), soft_wrap=True)
     else:

@@ -138,7 +138,7 @@ def _read_json(path: Path) -> Recipe:
         data = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: no JSON ({error})") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: no recipe, but a {type(data).__name__}")

@@ -1,9 +1,15 @@
-"""From a name to a class or function and back: import paths, and bare names for what the package itself defines."""
+"""From a name to a class or function and back: import paths, and bare names for what the package itself defines.
+
+A name that a person types is found wherever it is (`find`). One that a file holds - a recipe.json, a run's folder, the
+description of a backbone - may come from a stranger and is held to a rule (`find_in_file`).
+"""
 
 import functools
 import importlib
 import inspect
+import os
 import pkgutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -41,16 +47,72 @@ def find(name: str) -> Target:
                 f"no built-in is called {name!r}; {nearest(name, builtin())} (your own: 'module:Name')"
             )
         return builtin()[name]
-    module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
+    module, attribute = _parts(name)
     try:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever that module does when it is imported
         raise UserError(f"cannot import {name!r}: {error}") from error
     if not is_target(found):
         raise UserError(f"{name!r} is neither a class nor a function but a {type(found).__name__}")
     return found  # type: ignore[no-any-return]
+
+
+def find_in_file(name: object) -> Target:
+    """`find` for a name that a file holds, which nobody has judged. Calls nothing.
+
+    Python's own library is not even imported (`os:system`, `subprocess:run`, `builtins:exec`), nor what runs when it is
+    imported (`__main__`). Elsewhere Python's path is as the user has set it: no folder is added for the file's sake,
+    not the one it lies in. What is found there must be of a kind that a recipe is made of: a torch module or optimiser,
+    a built-in, a function that says it returns a ViewPipeline, or anything that the user's own code defines, which is
+    code outside of Python's folders of installed packages. So `torch:load` and `shutil.rmtree` behind an alias are
+    refused. Raises UserError.
+    """
+    if not isinstance(name, str):
+        raise UserError(f"{name!r} is no name of a class or function")
+    if ":" in name or "." in name:
+        module, _ = _parts(name)
+        if module.partition(".")[0] in sys.stdlib_module_names or "__main__" in module.split("."):
+            raise UserError(_refused(name))
+    target = find(name)
+    if not (_is_part(target) or target in builtin().values() or _is_own(target)):
+        raise UserError(_refused(name))
+    return target
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Module and attribute."""
+    module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
+    return module, attribute
+
+
+def _refused(name: str) -> str:
+    return (
+        f"{name!r} is nothing that a recipe is made of (a torch module or optimiser, a function that returns a "
+        "ViewPipeline, or your own code); it is not called"
+    )
+
+
+def _is_part(target: Target) -> bool:
+    """A torch module or optimiser, or a function that says it makes views."""
+    from torch import nn, optim
+
+    if inspect.isclass(target):
+        return issubclass(target, nn.Module | optim.Optimizer)
+    made = getattr(target, "__annotations__", {}).get("return")
+    return getattr(made, "__name__", made) == "ViewPipeline"
+
+
+def _is_own(target: Target) -> bool:
+    """Whether it is defined in code of the user's: neither Python's, nor an installed package's, nor ours."""
+    package = target.__module__.partition(".")[0]
+    if package in sys.stdlib_module_names or package == __package__:
+        return False
+    file = getattr(sys.modules.get(target.__module__), "__file__", None)
+    return file is not None and not {"site-packages", "dist-packages"} & set(
+        os.path.realpath(file).split(os.sep)
+    )
 
 
 @functools.cache

@@ -200,16 +200,16 @@ def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def _read(section: Callable[..., _S], data: Mapping[str, Any]) -> _S:
+def _read(section: Callable[..., _S], data: Mapping[str, Any], path: str = "") -> _S:
     """One section from its JSON form."""
     known = signature(section)
     values: dict[str, Any] = {}
     for name, value in data.items():
         wanted = known.annotations.get(name)
         if wanted is Spec and isinstance(value, Mapping) and "type" in value:
-            values[name] = Spec.from_json(value)
+            values[name] = Spec.from_json(value, f"{path}{name}")
         elif isinstance(wanted, type) and issubclass(wanted, _Section) and isinstance(value, Mapping):
-            values[name] = _read(wanted, value)
+            values[name] = _read(wanted, value, f"{path}{name}.")
         else:
             values[name] = check(section, name, value)
     if missing := [n for n, default in known.defaults.items() if default is REQUIRED and n not in values]:

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ssl_ray.errors import UserError
-from ssl_ray.paths import replace_at, value_at
+from ssl_ray.paths import replace_at, value_at, walk
 from ssl_ray.recipe import Recipe
 from ssl_ray.rules import fit
 from ssl_ray.spec import Spec
+from ssl_ray.tracking import redact
 
 if TYPE_CHECKING:
     from ssl_ray.data.source import DatasetInfo
@@ -46,7 +47,13 @@ def resolve(recipe: Recipe, info: "DatasetInfo") -> Resolved:
 
 
 def _refuse(recipe: Recipe, info: "DatasetInfo") -> None:
-    """What no filling in can mend."""
+    """What no filling in can mend, and what must not be written down: a recipe goes into files, MLflow and logs."""
+    for path, value in walk(recipe):
+        if isinstance(value, str) and redact(value) != value:
+            raise UserError(
+                f"{path}: {redact(value)} holds credentials, and a recipe is kept in files; put them into the "
+                "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...) and leave them out here"
+            )
     training, optimization, evaluation = recipe.training, recipe.optimization, recipe.evaluation
     batch, images = training.global_batch_size, info.num_samples
     if batch > images:

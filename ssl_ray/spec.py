@@ -5,7 +5,7 @@ from typing import Any
 
 from ssl_ray.checks import REQUIRED, Target, check, signature
 from ssl_ray.errors import UserError
-from ssl_ray.names import find, import_path, is_target
+from ssl_ray.names import find_in_file, import_path, is_target
 
 
 class Spec:
@@ -63,9 +63,19 @@ class Spec:
         return {"type": import_path(self.target), **_each(self.kwargs, Spec.to_json, list)}
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> "Spec":
-        """Reads what `to_json` wrote; "type" may also be a built-in's bare name. Imports the target, never calls it."""
-        return Spec(find(data["type"]), **{n: _read(v) for n, v in data.items() if n != "type"})
+    def from_json(data: Mapping[str, Any], path: str = "") -> "Spec":
+        """Reads what `to_json` wrote; "type" may also be a built-in's bare name. Imports the target, never calls it.
+
+        path: where in its file this stands, for messages. Raises UserError; also for a target that `find_in_file`
+        refuses, for the file may be a stranger's.
+        """
+        try:
+            target = find_in_file(data["type"])
+        except UserError as error:
+            raise UserError(f"{path}: {error}" if path else str(error)) from error
+        return Spec(
+            target, **{n: _read(v, f"{path}.{n}".lstrip(".")) for n, v in data.items() if n != "type"}
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Spec):
@@ -99,10 +109,12 @@ def _each(value: Any, change: Callable[[Spec], Any], sequence: type | None = Non
     return value
 
 
-def _read(value: Any) -> Any:
+def _read(value: Any, path: str) -> Any:
     """A JSON value, with every {"type": ...} in it read as a Spec."""
     if isinstance(value, list | tuple):
-        return [_read(v) for v in value]
+        return [_read(v, f"{path}.{i}") for i, v in enumerate(value)]
     if isinstance(value, dict):
-        return Spec.from_json(value) if "type" in value else {k: _read(v) for k, v in value.items()}
+        if "type" in value:
+            return Spec.from_json(value, path)
+        return {k: _read(v, f"{path}.{k}") for k, v in value.items()}
     return value

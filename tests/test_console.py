@@ -221,6 +221,34 @@ def test_table_on_a_narrow_terminal_loses_nothing() -> None:
     )
 
 
+HARMFUL = "\x1b[2Jgone\r\x07 \x9b31m \u202egpj.exe\udcff\nssl-ray: all is well"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_no_text_steers_the_terminal(terminal: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    program = f"""
+        from ssl_ray.console import Console
+        console = Console()
+        name = {HARMFUL!a}
+        console.warn(name)
+        console.error(name)
+        console.print(name)
+        console.table(name, [name], [[name]])
+        """
+    if terminal:
+        shown = on_terminal(program)
+    else:
+        process = python(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        shown = process.communicate()[0].decode()
+    assert "\\x1b[2Jgone\\r\\x07 \\x9b31m \\u202egpj.exe\\udcff" in shown
+    for harmful in ("\x1b[2J", "\x07", "\x9b", "\u202e"):
+        assert harmful not in shown
+    # A result may have several lines; a warning is one.
+    assert sum("warning" in line for line in shown.splitlines()) == 1
+    (warning,) = (line for line in shown.splitlines() if "warning" in line)
+    assert "all is well" in warning
+
+
 def test_table_without_rows(capsys: pytest.CaptureFixture[str]) -> None:
     Console().table("Runs", ["id", "state"], [])
     assert capsys.readouterr().out.splitlines() == ["Runs", "id  state"]

@@ -23,6 +23,7 @@ def show(
     from ssl_ray.data.source import open_dataset
     from ssl_ray.experiments import load_recipe
     from ssl_ray.paths import format_value, walk
+    from ssl_ray.printable import printable
     from ssl_ray.recipe import overrides, parse_settings
     from ssl_ray.resolve import resolve
 
@@ -33,11 +34,11 @@ def show(
         print(json.dumps(resolved.recipe.to_json(), indent=2))
         return
     height, width = info.image_size
-    print(f"# {chosen.origin}")
-    print(f"# data: {info.name}, {info.num_samples} images of {height} x {width} px")
+    print(f"# {printable(chosen.origin)}")
+    print(f"# data: {printable(info.name)}, {info.num_samples} images of {height} x {width} px")
     for path, value in walk(resolved.recipe):
         # Left to the run (the optimiser's parameters and rate): nothing to show.
         if value is REQUIRED or path == "optimization.optimizer.lr":
             continue
         origin = resolved.origins.get(path)
-        print(f"{path} = {format_value(value)}" + (f"  # {origin}" if origin else ""))
+        print(printable(f"{path} = {format_value(value)}" + (f"  # {origin}" if origin else "")))

@@ -68,7 +68,11 @@ def tune(
     name: Annotated[str | None, typer.Option(help="The search's name.")] = None,
     storage: SharedStorage = "runs",
     resume: Annotated[
-        str | None, typer.Option(help="Continue this search (folder or name); ended trials are kept.")
+        str | None,
+        typer.Option(
+            help="Continue this search (folder or name); ended trials are kept. Never a stranger's: Ray Tune's own "
+            "files in it are pickles, which run code when they are read."
+        ),
     ] = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,

@@ -8,13 +8,21 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 MAX_PIXELS = 1 << 27
 """More than this (134 million pixels, 400 MB as RGB) is taken for a decompression bomb."""
 
+# What PIL may be asked to read. Left out on purpose: formats that start other programs (EPS runs Ghostscript).
+Image.init()
+_FORMATS = tuple(
+    {"JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "TGA"} & Image.OPEN.keys()
+)
 _ORIENTATION = 0x0112  # EXIF tag; values from 5 on swap height and width
+_PNG = b"\x89PNG\r\n\x1a\n"
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that carry the image's size
 _EOI = b"\xff\xd9"
+_TILE = 0x0142, 0x0143  # TIFF tags: width and height of a tile, which decoders allocate whole
 _GREY = 128  # what libjpeg leaves where the data of a JPEG end too early
 _FLAGS = {  # of cv2.imdecode by reduction; OpenCV has no RGB names for the smaller ones, but the same bits
     1: cv2.IMREAD_COLOR_RGB,
@@ -23,6 +31,10 @@ _FLAGS = {  # of cv2.imdecode by reduction; OpenCV has no RGB names for the smal
     8: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 
+# What decoders have to say of a broken image is said once, as the reason of `BrokenImage`.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 
 class BrokenImage(ValueError):
     """These bytes do not hold one whole image; `reason` says why."""
@@ -30,6 +42,19 @@ class BrokenImage(ValueError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Unread(bytes):
+    """What a source gives in place of an image that it could not read: no bytes, and the reason."""
+
+    reason: str
+
+    @classmethod
+    def because(cls, reason: str) -> "Unread":
+        """No bytes, for this reason."""
+        nothing = cls()
+        nothing.reason = reason
+        return nothing
 
 
 class Header(NamedTuple):
@@ -44,14 +69,29 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
     """Size and kind, without decoding. Raises BrokenImage: no image, cut off, or more than max_pixels."""
     if data[:2] == b"\xff\xd8":
         header = _jpeg_header(data)
-    elif data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
-        width, height = struct.unpack_from(">II", data, 16)
-        header = Header(height, width)
+    elif data[:8] == _PNG:
+        header = _png_header(data)
     else:
-        header = _other_header(data)
-    if not 0 < header.height * header.width <= max_pixels:
-        raise BrokenImage(f"{header.width} x {header.height} pixels, allowed are 1 to {max_pixels}")
+        header = _other_header(data, max_pixels)
+    _check_size(header.height, header.width, max_pixels)
     return header
+
+
+def open_image(data: bytes) -> Image.Image:
+    """PIL's view of an image, not decoded yet. Raises BrokenImage where there is none."""
+    if not data:
+        raise BrokenImage(data.reason if isinstance(data, Unread) else "empty")
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise BrokenImage(str(error)) from None
+    except Exception:  # plug-ins raise whatever their parsers stumble on
+        raise BrokenImage(f"no known image format (starts with {data[:8]!r})") from None
+
+
+def _check_size(height: int, width: int, max_pixels: int, what: str = "") -> None:
+    if not 0 < height * width <= max_pixels:
+        raise BrokenImage(f"{what}{width} x {height} pixels, allowed are 1 to {max_pixels}")
 
 
 def _jpeg_header(data: bytes) -> Header:
@@ -88,16 +128,25 @@ def _orientation(segment: bytes) -> int:
         return 1
 
 
-def _other_header(data: bytes) -> Header:
-    if not data:
-        raise BrokenImage("empty")
-    try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
-            return Header(image.height, image.width)
-    except Image.DecompressionBombError as error:
-        raise BrokenImage(str(error)) from None
-    except Exception:  # plug-ins raise whatever their parsers stumble on
-        raise BrokenImage(f"no known image format (starts with {data[:8]!r})") from None
+def _png_header(data: bytes) -> Header:
+    """Walks the chunks: OpenCV allocates as many bytes as one claims to have, and only then looks for them."""
+    if data[12:16] != b"IHDR":
+        raise BrokenImage("damaged PNG header")
+    position = len(_PNG)
+    while (kind := data[position + 4 : position + 8]) != b"IEND":
+        if len(kind) < 4:
+            raise BrokenImage("truncated PNG: no end chunk")
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    width, height = struct.unpack_from(">II", data, 16)
+    return Header(height, width)
+
+
+def _other_header(data: bytes, max_pixels: int) -> Header:
+    with open_image(data) as image:
+        if isinstance(image, TiffImageFile):
+            width, height = (image.tag_v2.get(tag, 1) for tag in _TILE)
+            _check_size(height, width, max_pixels, "tiles of ")
+        return Header(image.height, image.width)
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, reduce: int = 1) -> np.ndarray:
@@ -124,6 +173,8 @@ def decode_known(data: bytes, header: Header, reduce: int = 1) -> np.ndarray:
 
 def _opencv(data: bytes, reduce: int) -> np.ndarray | None:
     """None where OpenCV cannot."""
+    if data[4:12] == b"ftypavif":  # OpenCV does not turn these upright
+        return None
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[reduce])
     except cv2.error:
@@ -150,12 +201,10 @@ def _takes_more_data(data: bytes, image: np.ndarray, reduce: int) -> bool:
 
 
 def _pil(data: bytes) -> np.ndarray:
-    try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
-            if image.mode in ("F", "I") or image.mode.startswith("I;"):
-                raise BrokenImage(f"pixels of mode {image.mode} have no agreed range; convert them to 8 bits")
+    with open_image(data) as image:
+        if image.mode in ("F", "I") or image.mode.startswith("I;"):
+            raise BrokenImage(f"pixels of mode {image.mode} have no agreed range; convert them to 8 bits")
+        try:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except BrokenImage:
-        raise
-    except Exception as error:  # plug-ins raise whatever their parsers stumble on
-        raise BrokenImage(f"cannot be decoded: {error}") from None
+        except Exception as error:  # plug-ins raise whatever their parsers stumble on
+            raise BrokenImage(f"cannot be decoded: {error}") from None

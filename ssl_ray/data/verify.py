@@ -1,6 +1,5 @@
 """Decodes every image of a source and reports what is broken, before a run does."""
 
-import io
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,9 +7,8 @@ from dataclasses import dataclass, field
 from os import cpu_count
 
 import numpy as np
-from PIL import Image
 
-from ssl_ray.data.decode import BrokenImage, decode
+from ssl_ray.data.decode import BrokenImage, decode, open_image
 from ssl_ray.data.plan import Int64
 from ssl_ray.data.sources.base import Source
 
@@ -56,7 +54,7 @@ def _verify(source: Source, indices: Int64) -> Report:
         report.checked += 1
         try:
             height, width = decode(data).shape[:2]
-            with Image.open(io.BytesIO(data)) as header:
+            with open_image(data) as header:
                 mode = header.mode
         except BrokenImage as error:
             report.broken.append((index, source.path(index), error.reason))

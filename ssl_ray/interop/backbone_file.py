@@ -67,11 +67,13 @@ def read_backbone(path: Path) -> TrainedBackbone:
     try:
         with safe_open(path, framework="pt") as file:
             described = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: no safetensors file ({error})") from error
-    if described.get("format") != _FORMAT:
+    except (ValueError, RecursionError):
+        described = None
+    if not isinstance(described, dict) or described.get("format") != _FORMAT:
         raise UserError(f"{path}: does not say what it holds; `ssl-ray import {path}` makes a file that does")
-    architecture = Spec.from_json(described["architecture"])
+    architecture = Spec.from_json(described["architecture"], f"{path}: architecture")
     module: nn.Module = architecture.build()
     load_backbone(module, path)
     return TrainedBackbone(

@@ -5,6 +5,8 @@ A load that silently loads nothing is the classic mistake here: everything that 
 
 import logging
 import tempfile
+import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,19 +217,7 @@ def read_state_dict(source: str | Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path}: no such file; give a path to weights or 'torchvision:ResNet50_Weights.DEFAULT'"
         )
-    content: Any
-    if path.suffix == ".safetensors":
-        content = _safetensors(path)
-    else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError as error:
-            raise _unreadable(str(path), error) from error
-        except Exception as error:  # what torch raises for a file of another kind depends on its bytes
-            raise UserError(
-                f"{path}: not a file of plain tensors, and others are not read because they can run code; "
-                "save its state_dict alone with torch.save"
-            ) from error
+    content: Any = _safetensors(path) if path.suffix == ".safetensors" else load_plain(path)
     for container in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
             content = content[container]
@@ -237,6 +227,32 @@ def read_state_dict(source: str | Path) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f"{path}: holds no state dict; looked at the top and under {', '.join(CONTAINERS)}")
     return tensors
+
+
+def load_plain(path: Path, device: torch.device | str = "cpu") -> Any:
+    """What `torch.save` wrote, if it is tensors and plain values; nothing in the file is executed.
+
+    Raises UserError for any other file; also for one whose parts are compressed: torch never writes such, and a small
+    one could unpack to more than the memory holds.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as parts:
+                if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+                    raise UserError(
+                        f"{path}: its parts are compressed, as torch never writes them; it is not read"
+                    )
+        with warnings.catch_warnings(action="ignore"):  # about pickles that are refused next
+            return torch.load(path, map_location=device, weights_only=True)
+    except UserError:
+        raise
+    except OSError as error:
+        raise _unreadable(str(path), error) from error
+    except Exception as error:  # what torch raises for a file of another kind depends on its bytes
+        raise UserError(
+            f"{path}: not a file of plain tensors, and others are not read because they can run code; "
+            "save its state_dict alone with torch.save"
+        ) from error
 
 
 def renamed(key: str, renames: Sequence[Rename]) -> str:
@@ -262,7 +278,9 @@ def _torchvision(name: str) -> dict[str, Tensor]:
             f"torchvision:{name}: torchvision has no such weights; {nearest(name, known)}"
         ) from error
     try:
-        state_dict: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+        state_dict: dict[str, Tensor] = weights.get_state_dict(
+            progress=False, check_hash=True, weights_only=True
+        )
     except OSError as error:
         raise _unreadable(f"torchvision:{name}", error) from error
     return state_dict

@@ -12,7 +12,6 @@ import pickle
 import secrets
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import nn
 
 from ssl_ray.errors import UserError
 from ssl_ray.filesystems import upload
+from ssl_ray.interop.weights import load_plain
 from ssl_ray.recipe import Recipe
 
 FILE = "checkpoint.pt"
@@ -98,18 +98,18 @@ def load(directory: str | Path, device: torch.device | str = "cpu") -> dict[str,
     if not path.exists():
         raise BrokenCheckpoint(f"checkpoint: {path} does not exist; give a folder that holds {FILE}")
     try:
-        with warnings.catch_warnings(action="ignore"):  # about pickles that are refused next
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"checkpoint: {path} holds more than tensors and plain values, and is not opened: {_first_line(error)}"
-        ) from error
-    except Exception as error:
-        raise BrokenCheckpoint(f"checkpoint: {path} cannot be read: {_first_line(error)}") from error
+        state = load_plain(path, device)
+    except UserError as error:
+        cause = error.__cause__
+        if cause is None or isinstance(cause, pickle.UnpicklingError):  # whole, and refused
+            raise UserError(f"checkpoint: {error}") from cause
+        raise BrokenCheckpoint(f"checkpoint: {path} cannot be read: {_first_line(cause)}") from error
+    if not isinstance(state, dict) or not {"algorithm", "next_step"} <= state.keys():
+        raise UserError(f"checkpoint: {path} is none of ours")
     return state
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 

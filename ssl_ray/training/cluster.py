@@ -57,6 +57,8 @@ def connect(
 ) -> None:
     """Joins the cluster at `address` (or RAY_ADDRESS), else starts Ray here. Raises UserError if it cannot.
 
+    What is started here listens on loopback alone, so that nobody else's machine can reach it; except for torch, whose
+    store for the workers to find each other listens everywhere while a run trains, and offers no choice.
     python_path: folders of the user's own modules, for the workers to import them from. actor_pool: this driver will
     run actor pools of Ray Data, of whose arguments Ray's core itself complains on stderr at each actor's start.
     """
@@ -86,6 +88,7 @@ def connect(
                 if address:
                     ray.init(address=address, **quiet)
                 else:
+                    _stay_on_this_machine()
                     ray.init(address="local", include_dashboard=False, **quiet)
         except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
@@ -95,6 +98,18 @@ def connect(
             logging.getLogger(name).setLevel(logging.ERROR)
         # What the cluster has to say of a node that died, 30 lines of it, Ray prints on our stdout, where results go.
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
+
+
+def _stay_on_this_machine() -> None:
+    """A cluster that `ray.init` starts takes calls on 127.0.0.1 only: Ray's default on macOS and Windows.
+
+    Elsewhere it would take the machine's address in its network. Ray reads the variable when it is imported, its
+    processes inherit it.
+    """
+    from ray._private import ray_constants
+
+    if os.environ.setdefault(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0") == "0":
+        ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 @contextmanager

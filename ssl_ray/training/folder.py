@@ -103,8 +103,23 @@ class RunFolder:
         self.write(RUN, self.record() | values)
 
     def record(self) -> dict[str, Any]:
-        """What `begin` wrote: MLflow run id, data set, versions; and `summary` once the run is finished."""
-        return self.read(RUN)
+        """What `begin` wrote: MLflow run id, data set, versions; and `summary` once the run is finished.
+
+        python_path, from which the run's modules are imported, is left out as far as it is relative or in this folder:
+        one that a stranger handed over must not bring the code with it.
+        """
+        record = self.read(RUN)
+        if "python_path" in record:
+            record["python_path"] = [path for path in record["python_path"] if self._is_foreign(path)]
+        return record
+
+    def _is_foreign(self, path: str) -> bool:
+        """Whether it is absolute, and not in this folder."""
+        mine = os.path.realpath(self.local) if self.local else None
+        return os.path.isabs(path) and mine not in (
+            os.path.realpath(path),
+            *map(str, Path(os.path.realpath(path)).parents),
+        )
 
     def recipe(self) -> Recipe:
         """The resolved recipe of the run."""

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,14 @@ from ssl_ray.evaluation.alarm import Collapse
 from ssl_ray.models.base import Progress
 from ssl_ray.tracking import TrackingTarget, make_tracker
 from ssl_ray.training.notices import Notices
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Event for the driver: an image that an evaluation could not read, and why."""
+
+    path: str
+    reason: str
 
 
 class Reporter:
@@ -105,7 +114,7 @@ class Reporter:
         for alarm in alarms:
             self.send(str(alarm))
         for path in broken.keys() - self.broken:
-            self.send(f"{path}: {broken[path]}; left out of the evaluation")
+            self.send(LeftOut(path, broken[path]))
         self.broken |= broken.keys()
 
     def send(self, event: Any) -> None:

@@ -32,6 +32,7 @@ from ssl_ray.training.elastic import ElasticTrainer, FittingGroup
 from ssl_ray.training.events import Begun, Failed, Fatal, Hung
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.loop import Job, train_loop
+from ssl_ray.training.reporter import LeftOut
 from ssl_ray.training.stops import sigterm_as_ctrl_c
 from ssl_ray.training.workers import Workers
 
@@ -234,6 +235,7 @@ class _Teller:
         self.control, self.on_first_step = control, on_first_step
         self.last_news = time.monotonic()
         self.world_size = 0
+        self.named: set[str] = set()
 
     def tell(self, event: Any) -> None:
         """None is no event: a while without news."""
@@ -255,9 +257,8 @@ class _Teller:
             self.progress.note(describe_evaluation(event))
             if self.control is not None:
                 self.control.on_evaluation(event)
-        elif isinstance(event, Broken):
-            self.result.broken += 1
-            self.console.warn(f"{event.path}: {event.reason}; another sample took its place")
+        elif isinstance(event, Broken | LeftOut):
+            self._broken(event)
         elif isinstance(event, Begun):
             if self.world_size:
                 several = "s" if event.world_size > 1 else ""
@@ -276,6 +277,15 @@ class _Teller:
             )
         else:
             self.console.warn(event)
+
+    def _broken(self, event: Broken | LeftOut) -> None:
+        """An image is named once, whoever met it first."""
+        in_training = isinstance(event, Broken)
+        self.result.broken += in_training
+        if event.path not in self.named:
+            self.named.add(event.path)
+            done = "another sample took its place" if in_training else "left out of the evaluation"
+            self.console.warn(f"{event.path}: {event.reason}; {done}")
 
 
 def _outcome(fit: "_Background", folder: RunFolder) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """What every image source offers, and the parts of one."""
 
 import hashlib
-import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
+from ssl_ray.data.decode import BrokenImage, open_image
 from ssl_ray.data.plan import Int64, holdout_permutation
 from ssl_ray.errors import UserError
 
@@ -93,10 +92,13 @@ def digest(*parts: object) -> str:
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """(height, width) in pixels as shown (EXIF orientation applied), from the header alone. Raises OSError."""
-    with Image.open(io.BytesIO(data)) as image:
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+    """(height, width) in pixels as shown (EXIF orientation applied), from the header alone. Raises BrokenImage."""
+    with open_image(data) as image:
         width, height = image.size
+        try:
+            turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+        except Exception:  # a damaged tag does not make the picture unreadable
+            turned = False
     return (width, height) if turned else (height, width)
 
 
@@ -113,7 +115,7 @@ def median_size(
     for index, data in zip(indices, read(indices), strict=True):
         try:
             sizes.append(image_size(data))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except BrokenImage as error:
             broken = broken or f"{path(int(index))}: {error}"
     if not sizes:
         raise UserError(f"data: none of {len(indices)} sampled images can be read; the first is {broken}")

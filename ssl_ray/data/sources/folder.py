@@ -1,5 +1,6 @@
 """Images that are files of their own, below one folder; class sub-folders are the labels."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ssl_ray.data.decode import Unread
 from ssl_ray.data.plan import Int64
 from ssl_ray.data.sources.base import DatasetInfo, class_count, counted, digest, median_size, sample_indices
 from ssl_ray.data.sources.location import Location
@@ -37,10 +39,17 @@ class FolderSource:
         name: str,
         class_names: tuple[str, ...] | None = None,
     ) -> None:
+        listing = list(listing)
         files = [(path, size) for path, size in listing if size is not None]
         images = [(path, size) for path, size in files if is_image(path)]
-        ignored = counted(
-            "files that are not images by suffix", (path for path, _ in files if not is_image(path))
+        ignored = " and ".join(
+            filter(
+                None,
+                (
+                    counted("files that are not images by suffix", (p for p, _ in files if not is_image(p))),
+                    counted("broken links, special files or names that are not UTF-8", _odd(root, listing)),
+                ),
+            )
         )
         if not images:
             raise UserError(
@@ -69,21 +78,25 @@ class FolderSource:
         self.info = DatasetInfo(name, num_samples, size, classes, content, self.class_names)
 
     def read(self, indices: Int64) -> list[bytes]:
-        """As Source.read; concurrent on an object store. A file that cannot be read gives b"", a broken image."""
+        """As Source.read; concurrent on an object store. A file that cannot be read is `Unread`, a broken image."""
         paths = self._paths.take(pa.array(np.asarray(indices, np.int64))).to_pylist()
         return self.root.map_reads(self._read, paths)
 
     def _read(self, path: str) -> bytes:
         try:
             return self.root.read_bytes(path)
-        except (FileNotFoundError, PermissionError):
-            return b""
+        except (FileNotFoundError, PermissionError) as error:
+            return Unread.because(_reason(error))
+        except OSError as error:
+            if not self.root.is_local:  # a store that does not answer says nothing about this image
+                raise
+            return Unread.because(_reason(error))
 
     def labels(self) -> Int64 | None:
         """As Source.labels: the position of the class folder in `class_names`."""
         if self.class_names is None:
             return None
-        folders = pc.replace_substring_regex(self._paths, pattern="/.*", replacement="")
+        folders = pc.replace_substring_regex(self._paths, pattern="(?s)/.*", replacement="")
         labels: Int64 = pc.index_in(
             folders, value_set=pa.array(self.class_names, pa.large_string())
         ).to_numpy()
@@ -106,3 +119,18 @@ class FolderSource:
     def __setstate__(self, state: dict[str, Any]) -> None:
         table = pa.ipc.open_stream(state["_paths"]).read_all()
         self.__dict__ = state | {"_paths": table.column(0).combine_chunks()}
+
+
+def _reason(error: OSError) -> str:
+    return f"cannot be read: {error.strerror or error}"
+
+
+def _odd(root: Location, listing: list[tuple[str, int | None]]) -> list[str]:
+    """Paths of a local listing that are neither files nor folders."""
+    if not root.is_local:
+        return []
+    return [
+        path
+        for path, size in listing
+        if size is None and not os.path.isdir(os.path.join(root.full_path, path))
+    ]

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
+from ssl_ray.data.sources.walk import walk
 from ssl_ray.errors import StoreError, UserError
 from ssl_ray.filesystems import open_uri
 from ssl_ray.redact import redact
@@ -88,9 +89,14 @@ class Location:
         return bool(self.stat().type == fs.FileType.File)
 
     def list(self, *, recursive: bool) -> list[tuple[str, int | None]]:
-        """(relative path, size) of what a folder holds, sorted; size None for a folder. Hidden names are left out."""
+        """(relative path, size) of what a folder holds, sorted; size None for a folder. Hidden names are left out.
+
+        Here, on this machine, size None stands for all that is no file: see `walk`.
+        """
         base = self.full_path
         try:
+            if self.is_local:
+                return sorted(walk(base, recursive=recursive), key=lambda entry: entry[0])
             found = self.filesystem.get_file_info(fs.FileSelector(base, recursive=recursive))
         except StoreError as error:
             raise UserError(f"data: {error}") from error
