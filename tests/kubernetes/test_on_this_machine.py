@@ -198,7 +198,6 @@ def test_a_job_of_three_pods(
     assert record["summary"]["status"] == "finished"
     assert record["summary"]["steps"] == 1297 // 32
     assert Path(record["summary"]["checkpoint"]).is_dir()
-    (shared / "state.json").write_text(json.dumps(state))
     (head,) = state["head"]
     assert len(state["nodes"]) == 4
     assert state["nodes"][head].get("CPU", 0) == 0
