@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ssl_ray.data.labels import LabelledPart
 from ssl_ray.data.sources.base import Source, Subset, digest, sample_indices
 from ssl_ray.data.sources.location import EMBEDDED, Location, is_uri
 from ssl_ray.data.sources.torchvision import TorchvisionSource
@@ -107,7 +108,7 @@ def _working_nodes() -> dict[str, str]:
 def _images(source: Source) -> Images | None:
     """None for what is in an object store or in this package."""
     whole = source
-    while isinstance(whole, Subset):
+    while isinstance(whole, Subset | LabelledPart):
         whole = whole.source
     root = getattr(whole, "root", None)
     if isinstance(whole, TorchvisionSource):

@@ -47,7 +47,7 @@ from ray._private.state import state
 
 ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
 found = defaultdict(lambda: defaultdict(set))
-for event in state.get_task_events():
+for event in state._get_all_task_events():
     if event.state_updates.node_id:
         found[event.job_id.hex()][event.task_info.name].add(event.state_updates.node_id.hex())
 print(json.dumps({job: {name: sorted(ids) for name, ids in tasks.items()} for job, tasks in found.items()}))
@@ -143,7 +143,7 @@ class Nodes:
         """Ends all of it, and nothing else."""
         self._remember()
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
         for process in self._seen.values():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -129,9 +129,9 @@ def test_an_autoscaler_that_reports_its_limits_is_believed(ray_cluster: None) ->
         assert fit_workers(2, 1.0, None, said.append) == Resources(1.0, 0.0)
         assert said == [], "these fit now"
         assert fit_workers(6, 1.0, None, said.append) == Resources(1.0, 0.0)
-        assert said == ["the cluster grows: 2 workers wait for nodes"]
+        assert said == ["the cluster grows: 2 workers of 1 CPUs and 0 GPUs wait for nodes"]
         assert fit_workers(4, 1.0, None, said.append) == Resources(1.0, 0.0)
-        assert said[1:] == ["the cluster grows: the data waits for nodes"]
+        assert said[1:] == ["the cluster grows: the data waits for a node"]
         with pytest.raises(
             UserError, match="the cluster grows to 8 CPUs and 0 GPUs on 2 nodes; use --workers 7"
         ):
