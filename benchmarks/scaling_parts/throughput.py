@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import sys
 import time
 from typing import Any
 
@@ -83,6 +84,7 @@ def _sleeping_row(
     case: tuple[str, int, int, float], recipe: Recipe, dataset: Dataset, bare: float
 ) -> dict[str, Any]:
     regime, workers, batch, sleep = case
+    print(f"{regime}, {workers} workers", file=sys.stderr)
     ran = stack.train(recipe, dataset, workers=workers, cpus_per_worker=TRAINING_CPUS / workers)
     step, wait = stack.rates(ran.history, batch, SKIP)
     return {
@@ -103,6 +105,7 @@ def _sleeping_row(
 
 
 def _real_row(workers: int, dataset: Dataset, arguments: argparse.Namespace, core: float) -> dict[str, Any]:
+    print(f"MoCo v2's views, {workers} workers", file=sys.stderr)
     recipe = stack.sleeper(
         dataset,
         seconds=0.0,
