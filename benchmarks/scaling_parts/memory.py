@@ -143,12 +143,13 @@ def _names(rows: list[dict[str, float]]) -> list[str]:
 
 
 def _trend(name: str, rows: list[dict[str, float]]) -> tuple[str, dict[str, float]]:
-    """Medians of the first and the last third of the looks, and the slope of a line through all."""
+    """Medians of the first and the last third of the looks, and the slope of a line through all but the first third."""
     values = [(row["step"], row[name]) for row in rows if name in row]
     third = max(1, len(values) // 3)
     first, last = (statistics.median(v for _, v in part) for part in (values[:third], values[-third:]))
     steps, sizes = np.array(values).T
-    slope = float(np.polyfit(steps, sizes, 1)[0]) if len(values) > 1 else 0.0
+    settled = slice(third, None)  # until then buffers fill and caches warm up
+    slope = float(np.polyfit(steps[settled], sizes[settled], 1)[0]) if len(values) > third + 1 else 0.0
     return name, {
         "first": first,
         "last": last,

@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import sys
 import time
 from typing import Any
 
@@ -27,9 +28,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     group.add_argument("--sleep", type=float, default=0.1, help="seconds of a step of one worker")
     group.add_argument("--batch", type=int, default=64, help="global batch of one worker, views nearly free")
-    group.add_argument("--steps", type=int, default=100)
+    group.add_argument("--steps", type=int, default=60)
     group.add_argument("--real-batch", type=int, default=256, help="global batch, MoCo v2's views")
-    group.add_argument("--real-steps", type=int, default=300)
+    group.add_argument("--real-steps", type=int, default=200)
 
 
 def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -85,21 +86,31 @@ def _sleeping_row(
     regime, workers, batch, sleep = case
     ran = stack.train(recipe, dataset, workers=workers, cpus_per_worker=TRAINING_CPUS / workers)
     step, wait = stack.rates(ran.history, batch, SKIP)
-    return {
-        "regime": regime,
-        "workers": workers,
-        "global_batch": batch,
-        "sleep_ms": 1e3 * sleep,
-        "bare_ms": 1e3 * bare,
-        "step_ms": 1e3 * step,
-        "over_sleep": step / sleep,
-        "over_bare": step / bare,
-        "data_wait": wait,
-        "images_per_second": batch / step,
-        "ideal_images_per_second": batch / sleep,
-        "cores_busy": ran.cores_busy,
-        "first_steps_s": ran.first_seconds,
-    }
+    return _told(
+        {
+            "regime": regime,
+            "workers": workers,
+            "global_batch": batch,
+            "sleep_ms": 1e3 * sleep,
+            "bare_ms": 1e3 * bare,
+            "step_ms": 1e3 * step,
+            "over_sleep": step / sleep,
+            "over_bare": step / bare,
+            "data_wait": wait,
+            "images_per_second": batch / step,
+            "ideal_images_per_second": batch / sleep,
+            "cores_busy": ran.cores_busy,
+            "first_steps_s": ran.first_seconds,
+        }
+    )
+
+
+def _told(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, shown at once: a run takes half a minute."""
+    print(
+        ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else str(v) for k, v in row.items()), file=sys.stderr
+    )
+    return row
 
 
 def _real_row(workers: int, dataset: Dataset, arguments: argparse.Namespace, core: float) -> dict[str, Any]:
@@ -114,14 +125,16 @@ def _real_row(workers: int, dataset: Dataset, arguments: argparse.Namespace, cor
     ran = stack.train(recipe, dataset, workers=workers, cpus_per_worker=TRAINING_CPUS / workers, ahead=False)
     step, wait = stack.rates(ran.history, arguments.real_batch, SKIP)
     rate = arguments.real_batch / step
-    return {
-        "workers": workers,
-        "images_per_second": rate,
-        "of_all_cores": rate / (core * (os.cpu_count() or 1)),
-        "data_wait": wait,
-        "cores_busy": ran.cores_busy,
-        "cpu_ms_per_image": 1e3 * ran.cpu_per_image,
-    }
+    return _told(
+        {
+            "workers": workers,
+            "images_per_second": rate,
+            "of_all_cores": rate / (core * (os.cpu_count() or 1)),
+            "data_wait": wait,
+            "cores_busy": ran.cores_busy,
+            "cpu_ms_per_image": 1e3 * ran.cpu_per_image,
+        }
+    )
 
 
 def images_per_core(dataset: Dataset, batch: int, seconds: float = 5.0) -> float:
