@@ -45,7 +45,18 @@ PLACES = {
 # Within training Ray is the business of these alone; optimisers, schedules and checkpoints are plain torch.
 RAY_IN_TRAINING = {
     f"{name}.py"
-    for name in ["cluster", "elastic", "growth", "lookout", "loop", "mend", "reach", "run", "watchdog"]
+    for name in [
+        "cluster",
+        "elastic",
+        "growth",
+        "head",
+        "lookout",
+        "loop",
+        "mend",
+        "reach",
+        "run",
+        "watchdog",
+    ]
 }
 
 
