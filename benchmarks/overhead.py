@@ -124,7 +124,7 @@ def full(recipe: Recipe, dataset: Dataset, resources: Any, folder: str) -> tuple
     from ssl_ray.tracking import make_tracker, open_run, tracking_settings
     from ssl_ray.training.folder import RunFolder
     from ssl_ray.training.run import run, start_stream
-    from ssl_ray.training.workers import Workers
+    from ssl_ray.workers import Workers
 
     name = f"overhead-{time.time_ns()}"
     tracked = open_run(tracking_settings(f"{folder}/{name}", uri=f"sqlite:///{folder}/mlflow.db"), name=name)

@@ -22,7 +22,7 @@ LAYERS = [
     {"models"},
     {"interop", "data", "tracking"},  # the rest of interop translates foreign names to modules of ours
     {"rules"},  # what follows from what in a recipe
-    {"evaluation", "resolve", "experiments"},  # a recipe meets a data set
+    {"evaluation", "resolve", "experiments", "workers"},  # a recipe meets a data set
     {"training", "kubernetes"},
     {"tuning", "trained"},
     {"cli"},

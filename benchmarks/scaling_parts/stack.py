@@ -133,7 +133,7 @@ def train(
     from ssl_ray.training.cluster import Resources
     from ssl_ray.training.folder import RunFolder
     from ssl_ray.training.run import run, start_stream
-    from ssl_ray.training.workers import Workers
+    from ssl_ray.workers import Workers
 
     readings = Readings(on_step)
     first: list[float] = []

@@ -21,7 +21,8 @@ def manifest(
     *,
     image: Annotated[str, typer.Option(help="The image that runs everywhere: REPOSITORY/IMAGE:TAG.")],
     workers: Annotated[
-        str, typer.Option(help="Training workers, N; or FEWEST..MOST for a run that grows and shrinks.")
+        str,
+        typer.Option(help="Training workers, or a range such as 2..16: the cluster grows."),
     ] = "1",
     kind: Annotated[str, typer.Option(help="job: one run; cluster: stays, for `ray job submit`.")] = "job",
     storage: Annotated[
@@ -85,8 +86,9 @@ def manifest(
     import sys
 
     from ssl_ray.errors import UserError
-    from ssl_ray.kubernetes.choices import Choices, Span, parse_env
+    from ssl_ray.kubernetes.choices import Choices, parse_env
     from ssl_ray.kubernetes.manifest import manifest, to_yaml
+    from ssl_ray.workers import Workers
 
     if recipe.startswith("-"):
         raise UserError(f"{recipe}: name the recipe before --, such as `cluster manifest moco -- {recipe}`")
@@ -96,7 +98,7 @@ def manifest(
         Choices(
             image=image,
             name=name or (stem if kind == "job" else "ssl-ray"),
-            workers=Span.parse("workers", workers),
+            workers=Workers.parse(workers),
             kind=kind,
             storage=storage,
             recipe=recipe,

@@ -59,7 +59,7 @@ def pretrain(
     """Pretrain a model without labels."""
     from ssl_ray.errors import UserError
     from ssl_ray.training.pretrain import Request, pretrain
-    from ssl_ray.training.workers import Workers
+    from ssl_ray.workers import Workers
 
     if recipe is None and resume is None:
         raise UserError(

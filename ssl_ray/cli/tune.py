@@ -94,8 +94,8 @@ def tune(
     """Search a recipe's settings: many short pretrainings, the best of them kept."""
     from ssl_ray.errors import UserError
     from ssl_ray.training.pretrain import Request as Base
-    from ssl_ray.training.workers import Workers
     from ssl_ray.tuning.search import Request, tune
+    from ssl_ray.workers import Workers
 
     if recipe is None and resume is None:
         raise UserError("tune: name what to tune, such as `ssl-ray tune mae`; `ssl-ray list` shows all")

@@ -8,7 +8,8 @@ from typing import Any
 
 from ssl_ray.errors import UserError, nearest
 from ssl_ray.experiments import names
-from ssl_ray.tracking import redact
+from ssl_ray.redact import redact
+from ssl_ray.workers import Workers
 
 # Options of `pretrain` that the manifest itself writes: given twice, pods and command would disagree.
 WRITTEN = (
@@ -25,32 +26,6 @@ _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
 @dataclass(frozen=True)
-class Span:
-    """A number of workers or pods: `low` at the least, `high` at most; written `16` or `2..16`."""
-
-    low: int
-    high: int
-
-    @classmethod
-    def parse(cls, option: str, text: str) -> "Span":
-        """Reads "16" or "2..16". Raises UserError."""
-        if not (found := re.fullmatch(r"(\d+)(?:\.\.(\d+))?", text.strip())):
-            raise UserError(f"{option}: {text!r}; write a number such as 16, or FEWEST..MOST such as 2..16")
-        span = cls(int(found[1]), int(found[2] or found[1]))
-        if not 1 <= span.low <= span.high:
-            raise UserError(f"{option}: {text!r}; at least 1, and the smaller number first, such as 2..16")
-        return span
-
-    @property
-    def fixed(self) -> bool:
-        """Whether there is but one number."""
-        return self.low == self.high
-
-    def __str__(self) -> str:
-        return str(self.low) if self.fixed else f"{self.low}..{self.high}"
-
-
-@dataclass(frozen=True)
 class Choices:
     """One run (kind "job"), or one cluster for many ("cluster"): the options of `ssl-ray cluster manifest`.
 
@@ -64,7 +39,7 @@ class Choices:
 
     image: str
     name: str
-    workers: Span
+    workers: Workers
     kind: str = "job"
     storage: str | None = None
     recipe: str = "moco"
@@ -97,10 +72,10 @@ class Choices:
             raise UserError(f"image: {self.image!r}; write REPOSITORY/IMAGE:TAG")
         self._check_run()
         self._check_environment()
-        if self.queue is not None and not self.workers.fixed:
+        if self.queue is not None and self.workers.elastic:
             raise UserError(
                 f"workers: {self.workers} with --queue: Kueue admits a job as a whole; give one number, such as "
-                f"--workers {self.workers.high}"
+                f"--workers {self.workers.most}"
             )
         for option, text in (("gpu-node", self.gpu_node), ("spot", self.spot)):
             if text is not None:

@@ -85,7 +85,7 @@ def _environment(choices: Choices) -> dict[str, str]:
 def _spec(choices: Choices, env: dict[str, str]) -> Object:
     """The cluster: it grows and shrinks where the number of workers may."""
     autoscaling: Object = {}
-    if not choices.workers.fixed:
+    if choices.workers.elastic:
         options = {"version": "v2", "idleTimeoutSeconds": IDLE_TIMEOUT_S}
         autoscaling = {"enableInTreeAutoscaling": True, "autoscalerOptions": options}
     return {

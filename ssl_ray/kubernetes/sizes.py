@@ -4,13 +4,21 @@ import math
 from dataclasses import dataclass
 
 from ssl_ray.errors import UserError
-from ssl_ray.kubernetes.choices import Choices, Span
+from ssl_ray.kubernetes.choices import Choices
 
 # Views are made a little faster than they are consumed: rates vary, and a worker that waits costs more than a core.
 HEADROOM = 1.25
 CPUS_PER_DATA_POD = 16
 # A process that makes views, and its share of the object store.
 GIB_PER_DATA_CPU = 2
+
+
+@dataclass(frozen=True)
+class Span:
+    """A number of pods: `low` at the least, `high` at most."""
+
+    low: int
+    high: int
 
 
 @dataclass(frozen=True)
@@ -38,17 +46,17 @@ HEAD = Pods(Span(1, 1), cpus=4, gpus=0, memory=16)
 def data_cpus(choices: Choices, workers: int) -> int:
     """CPUs that make views for so many workers: workers x rate of one / rate of a core x 1.25, rounded up."""
     if choices.data_cpus is not None:
-        return max(1, math.ceil(choices.data_cpus * workers / choices.workers.high))
+        return max(1, math.ceil(choices.data_cpus * workers / choices.workers.most))
     return max(1, math.ceil(workers * choices.images_per_second / choices.images_per_core * HEADROOM))
 
 
 def sizes(choices: Choices) -> Sizes:
     """The groups for these choices. Raises UserError for GPUs that do not divide among workers."""
     workers_per_pod, gpus = _pod_of_workers(choices)
-    count = Span(*(math.ceil(n / workers_per_pod) for n in (choices.workers.low, choices.workers.high)))
+    count = Span(*(math.ceil(n / workers_per_pod) for n in (choices.workers.least, choices.workers.most)))
     cpus = math.ceil(workers_per_pod * choices.cpus_per_worker)
     memory = workers_per_pod * choices.memory_per_worker
-    low, high = (data_cpus(choices, n) for n in (choices.workers.low, choices.workers.high))
+    low, high = (data_cpus(choices, n) for n in (choices.workers.least, choices.workers.most))
     most = choices.data_pods if choices.data_pods is not None else math.ceil(high / CPUS_PER_DATA_POD)
     if most == 0:
         here = math.ceil(high / count.high)

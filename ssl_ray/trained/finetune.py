@@ -24,7 +24,7 @@ from ssl_ray.trained.case import Case
 from ssl_ray.trained.finetune_recipe import finetune_recipe
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.pretrain import Request, carry_out
-from ssl_ray.training.workers import Workers
+from ssl_ray.workers import Workers
 
 WEIGHTS = "backbone.safetensors"  # what a fine-tuning starts from, in its folder
 METRIC = "val/finetune_"

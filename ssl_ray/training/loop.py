@@ -35,7 +35,7 @@ from ssl_ray.training.reporter import Reporter
 from ssl_ray.training.schedules import learning_rate
 from ssl_ray.training.step import begin_epoch, step_seed, take_step
 from ssl_ray.training.watchdog import Watchdog
-from ssl_ray.training.workers import accumulation
+from ssl_ray.workers import accumulation
 
 # Buffers are queues, banks and BN statistics: every rank writes the same rows itself, so none is sent at each forward.
 # The argument has another name in older releases of torch.

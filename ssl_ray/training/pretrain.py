@@ -36,7 +36,7 @@ from ssl_ray.training.control import Control
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
 from ssl_ray.training.preflight import preflight
-from ssl_ray.training.workers import Workers
+from ssl_ray.workers import Workers
 
 if TYPE_CHECKING:
     from ssl_ray.training.cluster import Resources

@@ -34,7 +34,7 @@ from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.loop import Job, train_loop
 from ssl_ray.training.reporter import LeftOut
 from ssl_ray.training.stops import sigterm_as_ctrl_c
-from ssl_ray.training.workers import Workers
+from ssl_ray.workers import Workers
 
 # A worker that dies (a node lost, out of memory) is restarted this often, from the last checkpoint.
 MAX_FAILURES = 3

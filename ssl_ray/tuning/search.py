@@ -20,7 +20,6 @@ from ssl_ray.tracking import FOLDER, default_tags, make_tracker, open_run, redac
 from ssl_ray.training import pretrain
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
-from ssl_ray.training.workers import Workers
 from ssl_ray.tuning import plots
 from ssl_ray.tuning.capacity import Fit, Nodes, fit_trials, parse_cluster
 from ssl_ray.tuning.forecast import forecast, show_forecast
@@ -28,6 +27,7 @@ from ssl_ray.tuning.objective import METRIC, OBJECTIVES, Objective, choose_objec
 from ssl_ray.tuning.outcome import Outcome, best_of, ranked, table
 from ssl_ray.tuning.plan import SearchPlan, make_plan
 from ssl_ray.tuning.space import Search, format_space, from_json, parse_searches, to_json
+from ssl_ray.workers import Workers
 
 SEARCH_FILE, BEST_FILE, TUNE_FOLDER = "search.json", "best.json", "tune"
 # Read by Ray Tune in the driver: no files of its own besides the state it resumes from, written every few seconds; a

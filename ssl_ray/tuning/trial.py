@@ -29,8 +29,8 @@ from ssl_ray.training.control import Control
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.preflight import preflight
 from ssl_ray.training.pretrain import train_in
-from ssl_ray.training.workers import Workers
 from ssl_ray.tuning.objective import METRIC, TIME, Objective
+from ssl_ray.workers import Workers
 
 # Tune can stop a trial only between two results: without news for so long, the last one is sent again.
 HEARTBEAT_S = 5.0

@@ -36,8 +36,13 @@ class Workers:
             )
         return cls(least, most)
 
+    @property
+    def elastic(self) -> bool:
+        """Whether the group may grow and shrink."""
+        return self.least < self.most
+
     def __str__(self) -> str:
-        return f"{self.least}" if self.least == self.most else f"{self.least}..{self.most}"
+        return f"{self.least}..{self.most}" if self.elastic else f"{self.least}"
 
     def sizes(self, recipe: Recipe) -> tuple[int, ...]:
         """Sizes that the group can have, ascending. Raises UserError where there is none.

@@ -5,7 +5,7 @@ import pytest
 from ssl_ray.errors import UserError
 from ssl_ray.experiments import load
 from ssl_ray.recipe import overrides
-from ssl_ray.training.workers import Workers, accumulation
+from ssl_ray.workers import Workers, accumulation
 
 RECIPE = overrides(load("moco").SMALL, {"training.global_batch_size": 12, "training.accumulate": 2})
 
