@@ -6,7 +6,7 @@ Nothing here imports MLflow, torch or Ray until it is used.
 from ssl_ray.redact import redact
 from ssl_ray.tracking.history import FOLDER, History, PastRun, Point, find_run, open_history
 from ssl_ray.tracking.records import deliver
-from ssl_ray.tracking.run import TrackedRun, open_run, prepare
+from ssl_ray.tracking.run import StoreAway, TrackedRun, open_run, prepare
 from ssl_ray.tracking.tags import default_tags
 from ssl_ray.tracking.target import TrackingSettings, TrackingTarget, tracking_settings, ui_command
 from ssl_ray.tracking.tracker import AnyTracker, NoTracker, Tracker, make_tracker
@@ -18,6 +18,7 @@ __all__ = [
     "NoTracker",
     "PastRun",
     "Point",
+    "StoreAway",
     "TrackedRun",
     "Tracker",
     "TrackingSettings",

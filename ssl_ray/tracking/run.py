@@ -24,6 +24,10 @@ _PARAMS_PER_BATCH = 100
 _OPEN_SECONDS = 60.0
 
 
+class StoreAway(UserError):
+    """MLflow does not answer, or not as it should."""
+
+
 def prepare(settings: TrackingSettings) -> threading.Thread:
     """Starts to import MLflow and to create a fresh store's tables (5 to 10 s) in a background thread.
 
@@ -117,7 +121,7 @@ def open_run(
     params: nested; logged flat, with dots. A resumed run keeps the params it has, as MLflow does; a value that is now
     another goes to the tag `resumed.<param>`.
 
-    Raises UserError when the store does not answer, or knows no such run.
+    Raises StoreAway when the store does not answer, UserError when it knows no such run.
     """
     where = redact(settings.uri)
     try:
@@ -125,12 +129,12 @@ def open_run(
     except UserError:
         raise
     except TimeoutError as error:
-        raise UserError(
+        raise StoreAway(
             f"MLflow at {where} did not answer within {_OPEN_SECONDS:.0f} s; start it, or choose another store "
             "with MLFLOW_TRACKING_URI"
         ) from error
     except Exception as error:
-        raise UserError(
+        raise StoreAway(
             f"MLflow at {where} cannot be used ({reason(error)}); start it, or choose another store with "
             "MLFLOW_TRACKING_URI"
         ) from error

@@ -19,6 +19,7 @@ from ssl_ray.recipe import Recipe, overrides, parse_settings
 from ssl_ray.resolve import resolve
 from ssl_ray.tracking import (
     FOLDER,
+    StoreAway,
     TrackedRun,
     TrackingSettings,
     TrackingTarget,
@@ -180,20 +181,18 @@ def train_in(
     stream = start_stream(recipe, dataset, folder, first_size(workers.sizes(recipe), resources), init_from)
     preparing.join()
     info = dataset.train.info
-    tracked = open_run(
+    tracked = _open_tracked(
         settings,
-        name=folder.name,
-        params=recipe.to_json(),
-        tags=default_tags()
-        | {
+        recipe,
+        folder,
+        record,
+        console,
+        tags={
             "world_size": str(workers),
             "dataset_digest": info.digest,
             "ray.job_id": cluster.job_id(),
-            FOLDER: folder.uri,
         }
-        | ({"ray.submission_id": submitted} if (submitted := submission_id()) else {})
         | dict(tags or {}),
-        run_id=record.get("mlflow_run_id"),
     )
     record |= {
         "mlflow_run_id": tracked.run_id,
@@ -206,7 +205,9 @@ def train_in(
     try:
         # Artifacts alone: metrics are rank 0's, which keeps undelivered ones in a file that only one may write.
         with make_tracker(tracked.target) as tracker:
-            tracked.log_dataset(info.name, info.digest, record["data"])
+            _unless_away(
+                console, "the data set", lambda: tracked.log_dataset(info.name, info.digest, record["data"])
+            )
             artifacts.at_start(tracker, recipe, dataset)
             result = run(
                 recipe,
@@ -372,14 +373,47 @@ def check_data(folder: RunFolder, record: dict[str, Any], dataset: Dataset) -> N
         )
 
 
+def _open_tracked(
+    settings: TrackingSettings,
+    recipe: Recipe,
+    folder: RunFolder,
+    record: dict[str, Any],
+    console: Console,
+    *,
+    tags: dict[str, str],
+) -> TrackedRun:
+    """The run in MLflow. One that is known there already goes on without it; to begin, MLflow has to answer."""
+    submitted = submission_id()
+    try:
+        return open_run(
+            settings,
+            name=folder.name,
+            params=recipe.to_json(),
+            tags=default_tags()
+            | {FOLDER: folder.uri}
+            | ({"ray.submission_id": submitted} if submitted else {})
+            | tags,
+            run_id=record.get("mlflow_run_id"),
+        )
+    except StoreAway as error:
+        if "mlflow_run_id" not in record:
+            raise
+        console.warn(f"{error}; until then what the run logs is kept in its folder")
+        return TrackedRun(target_of(settings, record))
+
+
 def _tag_alarms(tracked: TrackedRun, alarms: list[str], console: Console) -> None:
     """Tag `collapse` of the MLflow run: what the last evaluation warned of, or that an earlier warning is over."""
+    tags = {"collapse": "; ".join(alarms) or "none"}
+    _unless_away(console, "the tag collapse", lambda: tracked.set_tags(tags))
+
+
+def _unless_away(console: Console, what: str, log: Callable[[], None]) -> None:
+    """Logs what is not worth a run: metrics and artifacts are delivered later, this is not."""
     try:
-        tracked.set_tags({"collapse": "; ".join(alarms) or "none"})
-    except (
-        Exception
-    ) as error:  # MLflow may be away: the metric collapse/alarms is delivered later, a tag is not
-        console.detail(f"MLflow did not take the tag collapse: {error}")
+        log()
+    except Exception as error:
+        console.detail(f"MLflow did not take {what}: {error}")
 
 
 def _say(request: Request, console: Console, summary: dict[str, Any], mlflow_ui: str) -> None:

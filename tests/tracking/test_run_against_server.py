@@ -17,19 +17,27 @@ STEPS = 3 * (1297 // 32)
 
 def test_the_server_is_killed_in_mid_run(server: Server, tmp_path: Path, two_cpus: str) -> None:
     env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": "outage"}
-    arguments = [*TINY, "--epochs=3", "--set=training.checkpoint_steps=20", "--json", "--name=r"]
-    process = start(tmp_path, "pretrain", "moco", *arguments, f"--address={two_cpus}", env=env)
+    arguments = [*TINY, "--epochs=3", "--set=training.checkpoint_steps=20", "--json"]
+    there = f"--address={two_cpus}"
+    process = start(tmp_path, "pretrain", "moco", *arguments, "--name=r", "--steps=40", there, env=env)
     folder = tmp_path / "runs" / "r"
     wait_for(lambda: checkpoints(folder), "first checkpoint", process)
     server.kill()
     try:
         assert process.wait(timeout=300) == 0, (tmp_path / "err.txt").read_text()
+        assert json.loads((tmp_path / "out.txt").read_text())["steps"] == 40
+        # Away for all of what follows: known to MLflow already, the run goes on without.
+        without = run(tmp_path, "pretrain", "--resume=r", "--json", f"--steps={STEPS}", there, env=env)
     finally:
         server.start()
 
-    said = json.loads((tmp_path / "out.txt").read_text())
+    said = summary(without)
     assert said["status"] == "finished"
     assert said["steps"] == STEPS
+    first, *_ = without.stderr.splitlines()
+    assert first.startswith(f"warning: MLflow at {server.uri} ")
+    assert first.endswith("; until then what the run logs is kept in its folder")
+    assert "Traceback" not in without.stderr
     warnings = (tmp_path / "err.txt").read_text().splitlines()
     assert all(line.startswith(f"warning: MLflow at {server.uri} ") for line in warnings), warnings
     missed = [line for line in warnings if "does not take metrics" in line]
