@@ -23,6 +23,12 @@ STEPS = 100  # that are timed, anywhere in an epoch
 def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("plan")
     group.add_argument(
+        "--permuted",
+        type=int,
+        default=SAMPLES[1],
+        help="samples up to which the baseline is measured (8 bytes each)",
+    )
+    group.add_argument(
         "--opened",
         type=int,
         nargs=2,
@@ -34,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """All tables."""
     plans = [_plan_cost(samples, batch) for samples in SAMPLES for batch in BATCHES]
-    baseline = _baselines()
+    baseline = _baselines(arguments.permuted)
     console.table(
         f"Plan: indices of one rank of {WORKERS}; an epoch from {STEPS} steps anywhere in it",
         ["samples", "batch", "ms a step", "us an image", "s an epoch", "peak KB"],
@@ -58,7 +64,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
                 f"{row['samples']:,}",
                 f"{row['seconds']:.1f}",
                 f"{row['peak_mb']:,.0f}",
-                "measured" if row["measured"] else "extrapolated: too little memory",
+                "measured" if row["measured"] else "extrapolated",
             )
             for row in baseline
         ],
@@ -90,10 +96,10 @@ def _plan_cost(samples: int, batch: int) -> dict[str, Any]:
     }
 
 
-def _baselines() -> list[dict[str, Any]]:
+def _baselines(most: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for samples in SAMPLES:
-        if psutil.virtual_memory().available > 1.5 * 8 * samples:
+        if samples <= most and psutil.virtual_memory().available > 1.5 * 8 * samples:
             rows.append({"samples": samples, "measured": True, **_permutation_cost(samples)})
         else:
             growth = samples / rows[-1]["samples"]
