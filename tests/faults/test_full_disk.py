@@ -14,6 +14,7 @@ from tests.runs import TINY, checkpoints, environment, wait_for
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(bool(no_namespaces()), reason=f"no small disk can be made: {no_namespaces()}"),
 ]
 

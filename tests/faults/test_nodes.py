@@ -14,7 +14,7 @@ from tests.data.photos import encode, photo
 from tests.nodes.cluster import ENV, Nodes
 from tests.runs import TINY, checkpoints, run, start, state, summary, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 IMAGES, EPOCHS = 128, 30
 STEPS = EPOCHS * (IMAGES // 32)

@@ -23,7 +23,7 @@ import yaml
 from tests.kubernetes.command import manifest
 from tests.runs import TINY
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 BIN = Path(sys.executable).parent
 # What the pod's memory would decide.

@@ -12,7 +12,7 @@ from tests.data.photos import encode, patch
 from tests.nodes.cluster import ENV, Nodes, no_namespaces
 from tests.runs import TINY, run, state, summary
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 TRAIN = ["pretrain", "moco", *TINY, "--epochs=1", "--workers=2", "--json"]
 

@@ -87,6 +87,7 @@ def trains(cluster: Nodes, name: str) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_workers_then_one_then_two_lose_nothing(tmp_path: Path) -> None:
     hold = tmp_path / "hold"
     (tmp_path / "slow.py").write_text(SLOW.format(path=str(hold)))
