@@ -10,7 +10,7 @@ from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import AnyTracker
 
 if TYPE_CHECKING:
-    from ssl_ray.training.run import RunResult
+    from ssl_ray.training.result import RunResult
 
 PREVIEW_IMAGES = 6
 

@@ -1,0 +1,31 @@
+"""Why workers ended, in a line each."""
+
+import re
+from typing import Any
+
+import ray
+from ray.train import UserCallback
+
+from ssl_ray.training.events import Failed
+
+
+class Failures(UserCallback):  # type: ignore[misc]
+    """In Ray Train's controller: passes on which workers ended, and why."""
+
+    def __init__(self, dealer: Any) -> None:
+        self.dealer = dealer
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train before it starts the group again, or gives up."""
+        causes = {rank: cause(error) for rank, error in worker_exceptions.items()}
+        self.dealer.tell.remote(Failed(causes))
+
+
+def cause(error: Exception) -> str:
+    """An error in one line; of what a worker raised, the line that says what."""
+    error = getattr(error, "health_check_failure", error)  # Ray Train's word around it
+    if isinstance(error, ray.exceptions.RayActorError):
+        return "its node is gone" if "node was terminated" in str(error) else "its process is gone"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (named or lines or [type(error).__name__])[-1]
