@@ -21,7 +21,8 @@ from ssl_ray.trained.protocols import DEFAULT, PROBES, PROTOCOLS
 from ssl_ray.trained.subject import Subject, load_subject
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
-from ssl_ray.training.pretrain import no_credentials, tracking_of
+from ssl_ray.training.pretrain import no_credentials
+from ssl_ray.training.tracked import tracking_of
 
 
 @dataclass(frozen=True)

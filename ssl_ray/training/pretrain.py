@@ -14,22 +14,14 @@ from ssl_ray.console import Console
 from ssl_ray.data.source import Dataset, open_dataset
 from ssl_ray.errors import UserError
 from ssl_ray.experiments import Chosen, load_recipe
-from ssl_ray.job import submission_id
 from ssl_ray.recipe import Recipe, overrides, parse_settings
 from ssl_ray.resolve import resolve
 from ssl_ray.tracking import (
-    FOLDER,
-    StoreAway,
-    TrackedRun,
     TrackingSettings,
-    TrackingTarget,
-    default_tags,
     deliver,
     make_tracker,
-    open_run,
     prepare,
     redact,
-    tracking_settings,
     ui_command,
 )
 from ssl_ray.training import artifacts
@@ -37,6 +29,7 @@ from ssl_ray.training.control import Control
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
 from ssl_ray.training.preflight import preflight
+from ssl_ray.training.tracked import open_tracked, tag_alarms, target_of, tracking_of, unless_away
 from ssl_ray.workers import Workers
 
 if TYPE_CHECKING:
@@ -181,7 +174,7 @@ def train_in(
     stream = start_stream(recipe, dataset, folder, first_size(workers.sizes(recipe), resources), init_from)
     preparing.join()
     info = dataset.train.info
-    tracked = _open_tracked(
+    tracked = open_tracked(
         settings,
         recipe,
         folder,
@@ -205,7 +198,7 @@ def train_in(
     try:
         # Artifacts alone: metrics are rank 0's, which keeps undelivered ones in a file that only one may write.
         with make_tracker(tracked.target) as tracker:
-            _unless_away(
+            unless_away(
                 console, "the data set", lambda: tracked.log_dataset(info.name, info.digest, record["data"])
             )
             artifacts.at_start(tracker, recipe, dataset)
@@ -227,7 +220,7 @@ def train_in(
                 status = "FINISHED"
             elif result.status != "collapsed":
                 status = "KILLED"
-            _tag_alarms(tracked, result.summary.get("alarms", []), console)
+            tag_alarms(tracked, result.summary.get("alarms", []), console)
             artifacts.at_end(tracker, recipe, result)
     finally:
         tracked.finish(status)
@@ -248,13 +241,6 @@ def train_in(
 def _alternatives(sizes: Sequence[int]) -> str:
     """2, 4 or 8."""
     return f"{', '.join(map(str, sizes[:-1]))} or {sizes[-1]}"
-
-
-def target_of(settings: TrackingSettings, record: dict[str, Any]) -> TrackingTarget:
-    """The MLflow run that a record names."""
-    return TrackingTarget(
-        settings.uri, record["mlflow_experiment_id"], record["mlflow_run_id"], settings.folder
-    )
 
 
 def _nothing_to_do(
@@ -347,14 +333,6 @@ def _python_path(request: Request) -> list[str]:
     return [os.getcwd(), *([os.path.dirname(os.path.abspath(file))] if file.endswith(".py") else [])]
 
 
-def tracking_of(folder: RunFolder, record: dict[str, Any]) -> TrackingSettings:
-    """Where MLflow is: the environment says, else where the run was tracked before, else the default."""
-    before = record.get("mlflow", {})
-    known = not os.environ.get("MLFLOW_TRACKING_URI") and "***" not in before.get("uri", "***")
-    local = folder.local or os.path.join("runs", folder.name)
-    return tracking_settings(local, **before) if known else tracking_settings(local)
-
-
 def no_credentials(option: str, uri: str) -> None:
     """Raises UserError for a URI with a password in it: it would end up in logs, recipes and MLflow."""
     if redact(uri) != uri:
@@ -371,49 +349,6 @@ def check_data(folder: RunFolder, record: dict[str, Any], dataset: Dataset) -> N
             f"data: {record['data']} is not what it was when run {folder.name!r} began (digest "
             f"{dataset.train.info.digest}, was {record['dataset_digest']}); put the data back, or start a new run"
         )
-
-
-def _open_tracked(
-    settings: TrackingSettings,
-    recipe: Recipe,
-    folder: RunFolder,
-    record: dict[str, Any],
-    console: Console,
-    *,
-    tags: dict[str, str],
-) -> TrackedRun:
-    """The run in MLflow. One that is known there already goes on without it; to begin, MLflow has to answer."""
-    submitted = submission_id()
-    try:
-        return open_run(
-            settings,
-            name=folder.name,
-            params=recipe.to_json(),
-            tags=default_tags()
-            | {FOLDER: folder.uri}
-            | ({"ray.submission_id": submitted} if submitted else {})
-            | tags,
-            run_id=record.get("mlflow_run_id"),
-        )
-    except StoreAway as error:
-        if "mlflow_run_id" not in record:
-            raise
-        console.warn(f"{error}; until then what the run logs is kept in its folder")
-        return TrackedRun(target_of(settings, record))
-
-
-def _tag_alarms(tracked: TrackedRun, alarms: list[str], console: Console) -> None:
-    """Tag `collapse` of the MLflow run: what the last evaluation warned of, or that an earlier warning is over."""
-    tags = {"collapse": "; ".join(alarms) or "none"}
-    _unless_away(console, "the tag collapse", lambda: tracked.set_tags(tags))
-
-
-def _unless_away(console: Console, what: str, log: Callable[[], None]) -> None:
-    """Logs what is not worth a run: metrics and artifacts are delivered later, this is not."""
-    try:
-        log()
-    except Exception as error:
-        console.detail(f"MLflow did not take {what}: {error}")
 
 
 def _say(request: Request, console: Console, summary: dict[str, Any], mlflow_ui: str) -> None:

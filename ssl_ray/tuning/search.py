@@ -20,6 +20,7 @@ from ssl_ray.tracking import FOLDER, default_tags, make_tracker, open_run, redac
 from ssl_ray.training import pretrain
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
+from ssl_ray.training.tracked import target_of, tracking_of
 from ssl_ray.tuning import plots
 from ssl_ray.tuning.capacity import Fit, Nodes, fit_trials, parse_cluster
 from ssl_ray.tuning.forecast import forecast, show_forecast
@@ -223,7 +224,7 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
                 f"concurrent: {fit.concurrent} trials share {fit.data_cpus:g} CPUs for their data and wait for each "
                 "other; fewer --concurrent may be faster"
             )
-        settings = pretrain.tracking_of(folder, record)
+        settings = tracking_of(folder, record)
         images = (search.dataset.train, search.dataset.val)
         reach.require(console.warn, images=images, storage=folder.storage, tracking=settings.uri)
         if not search.resumed:
@@ -430,6 +431,6 @@ def _say(request: Request, search: _Search, summary: dict[str, Any], console: Co
     if summary["best"] is not None:
         console.print(f"best:   ssl-ray pretrain {summary['best_recipe']}")
     console.print(f"search: {summary['folder']}")
-    settings = pretrain.tracking_of(search.folder, search.record)
-    console.print(f"MLflow: {ui_command(pretrain.target_of(settings, search.record))}")
+    settings = tracking_of(search.folder, search.record)
+    console.print(f"MLflow: {ui_command(target_of(settings, search.record))}")
     return summary

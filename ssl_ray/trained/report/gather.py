@@ -14,7 +14,7 @@ from ssl_ray.paths import format_value, walk
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import FOLDER, History, PastRun, Point, open_history, redact, tracking_settings
 from ssl_ray.training.folder import RunFolder
-from ssl_ray.training.pretrain import tracking_of
+from ssl_ray.training.tracked import tracking_of
 
 PREVIEW = "preview.png"
 _RECIPE_FILE = "recipe.json"
