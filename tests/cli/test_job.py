@@ -75,7 +75,7 @@ def test_a_job_that_is_stopped_leaves_a_checkpoint(tmp_path: Path) -> None:
         quick = ["--set=evaluation.every_epochs=null"]
         options = ["--no-wait", "--runtime-env=env.yaml", "--submission-id=long"]
         assert ray(tmp_path, env, "job", "submit", *options, "--", *entrypoint, *quick).returncode == 0
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while "moco: step" not in (log := ray(tmp_path, env, "job", "logs", "long").stdout):
             assert time.monotonic() < deadline, log
             time.sleep(1)

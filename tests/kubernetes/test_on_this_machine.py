@@ -121,15 +121,9 @@ def cluster(spec: dict[str, Any], env: dict[str, str], folder: Path) -> Iterator
         f"--temp-dir={temporary}",
     )
     pods = [
-        command(
-            flags(group),
-            f"--address=127.0.0.1:{port}",
-            # Nodes that start at once would take the same names.
-            f"--raylet-socket-name={temporary}/raylet-{group['groupName']}-{i}",
-            f"--plasma-store-socket-name={temporary}/plasma-{group['groupName']}-{i}",
-        )
+        command(flags(group), f"--address=127.0.0.1:{port}")
         for group in spec["workerGroupSpecs"]
-        for i in range(group["replicas"])
+        for _ in range(group["replicas"])
     ]
     logs = [folder / f"pod{i}.txt" for i in range(1 + len(pods))]
     try:
@@ -138,8 +132,7 @@ def cluster(spec: dict[str, Any], env: dict[str, str], folder: Path) -> Iterator
             until_started(logs[0])
             for pod, log in zip(pods, logs[1:], strict=True):
                 stack.enter_context(process(pod, env, log))
-            for log in logs:
-                until_started(log)
+                until_started(log)  # one by one: nodes of one machine that start together take the same names
             yield f"http://127.0.0.1:{dashboard}"
     finally:
         end_all_of(temporary)
