@@ -51,8 +51,8 @@ def _refuse(recipe: Recipe, info: "DatasetInfo") -> None:
     for path, value in walk(recipe):
         if isinstance(value, str) and redact(value) != value:
             raise UserError(
-                f"{path}: {redact(value)} holds credentials, and a recipe is kept in files; put them into the "
-                "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...) and leave them out here"
+                f"{path}: {redact(value)} holds credentials; put them into the environment (AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY, ...), for a recipe is kept in files"
             )
     training, optimization, evaluation = recipe.training, recipe.optimization, recipe.evaluation
     batch, images = training.global_batch_size, info.num_samples
