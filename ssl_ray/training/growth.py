@@ -14,8 +14,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 # Of a kind of node whose number has no bound.
 MANY = 1000
-# An autoscaler looks every 5 seconds. One that says nothing for so long is not asked further.
-ANSWER_S = 30.0
+# An autoscaler looks every 5 seconds. One that starts no node for so long is not waited for any longer.
+ANSWER_S = 60.0
 POLL_S = 0.5
 
 
@@ -53,11 +53,13 @@ def grow(bundles: list[dict[str, float]], on_growth: Callable[[], None]) -> bool
         deadline, growing = time.monotonic() + ANSWER_S, False
         while not group.wait(POLL_S):
             state = _autoscaler()
-            if _refused(group, state) or (not growing and time.monotonic() > deadline):
+            if state.pending_instance_requests or state.pending_instances:
+                deadline = time.monotonic() + ANSWER_S
+                if not growing:
+                    growing = True
+                    on_growth()
+            if _refused(group, state) or time.monotonic() > deadline:
                 return False
-            if not growing and (state.pending_instance_requests or state.pending_instances):
-                growing = True
-                on_growth()
         return True
     finally:
         remove_placement_group(group)
