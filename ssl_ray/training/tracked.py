@@ -17,7 +17,10 @@ from ssl_ray.tracking import (
     open_run,
     tracking_settings,
 )
+from ssl_ray.tracking.client import within
 from ssl_ray.training.folder import RunFolder
+
+ANSWER_S = 10.0
 
 
 def tracking_of(folder: RunFolder, record: dict[str, Any]) -> TrackingSettings:
@@ -71,8 +74,8 @@ def tag_alarms(tracked: TrackedRun, alarms: list[str], console: Console) -> None
 
 
 def unless_away(console: Console, what: str, log: Callable[[], None]) -> None:
-    """Logs what is not worth a run: metrics and artifacts are delivered later, this is not."""
+    """Logs what is not worth a run, nor a long wait: metrics and artifacts are delivered later, this is not."""
     try:
-        log()
+        within(ANSWER_S, log)
     except Exception as error:
         console.detail(f"MLflow did not take {what}: {error}")
