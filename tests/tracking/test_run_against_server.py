@@ -63,6 +63,7 @@ def test_the_server_is_killed_in_mid_run(server: Server, tmp_path: Path, two_cpu
         "preview.png",
         "loss.png",
     }
-    (model,) = client.search_logged_models([record.info.experiment_id])
-    assert (model.name, model.status) == ("backbone", "READY")
+    models = client.search_logged_models([record.info.experiment_id])
+    # Of step 40 and of the last.
+    assert [(model.name, model.status) for model in models] == 2 * [("backbone", "READY")]
     assert os.listdir(folder / "models") == [], "removed once delivered"
