@@ -30,7 +30,7 @@ test: $(INSTALLED)  ## the tests, real Ray and real MLflow included (about 55 mi
 test-recipes: $(INSTALLED)  ## every SMALL recipe through the real command, two steps each
 	@$(PYTEST) -m recipes
 
-test-long: $(INSTALLED)  ## faults and jobs on clusters of several nodes (about half an hour on 2 cores)
+test-long: $(INSTALLED)  ## faults and jobs on clusters of several nodes (each takes minutes)
 	@$(PYTEST) -m long
 
 test-fast: $(INSTALLED)  ## tests that need neither Ray nor a server

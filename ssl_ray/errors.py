@@ -15,6 +15,11 @@ class StoreError(OSError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its kind where it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 MISTAKES = (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, AssertionError)
 """What a call raises for arguments that it cannot work with, if nobody thought of them."""
 

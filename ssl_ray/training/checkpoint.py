@@ -20,7 +20,7 @@ import torch
 from pyarrow import fs
 from torch import nn
 
-from ssl_ray.errors import UserError
+from ssl_ray.errors import UserError, first_line
 from ssl_ray.filesystems import upload
 from ssl_ray.interop.weights import load_plain
 from ssl_ray.recipe import Recipe
@@ -103,14 +103,10 @@ def load(directory: str | Path, device: torch.device | str = "cpu") -> dict[str,
         cause = error.__cause__
         if cause is None or isinstance(cause, pickle.UnpicklingError):  # whole, and refused
             raise UserError(f"checkpoint: {error}") from cause
-        raise BrokenCheckpoint(f"checkpoint: {path} cannot be read: {_first_line(cause)}") from error
+        raise BrokenCheckpoint(f"checkpoint: {path} cannot be read: {first_line(cause)}") from error
     if not isinstance(state, dict) or not {"algorithm", "next_step"} <= state.keys():
         raise UserError(f"checkpoint: {path} is none of ours")
     return state
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def restore(directory: str | Path, algorithm: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Any]:

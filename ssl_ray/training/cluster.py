@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from ssl_ray.errors import UserError
+from ssl_ray.errors import UserError, first_line
 from ssl_ray.training import growth
 
 # Read by Ray Train in the driver. Reports are taken once per poll: 2 s by default, which a short run would feel.
@@ -92,7 +92,7 @@ def connect(
                     ray.init(address="local", include_dashboard=False, **quiet)
         except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-            raise UserError(f"address: cannot reach {where}: {_first_line(error)}") from error
+            raise UserError(f"address: cannot reach {where}: {first_line(error)}") from error
     if not verbose:
         for name in ("ray", "ray.train", "ray.data", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -174,10 +174,6 @@ def _has_token() -> bool:
     return bool(os.environ.get("RAY_AUTH_TOKEN")) or os.path.exists(
         os.environ.get("RAY_AUTH_TOKEN_PATH", default)
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def alive_nodes() -> list[dict[str, float]]:

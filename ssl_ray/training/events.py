@@ -28,6 +28,14 @@ class Hung:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """An image that an evaluation could not read, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Fatal:
     """The run cannot go on, and starting it again would not help."""
 

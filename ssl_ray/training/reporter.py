@@ -3,7 +3,6 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,15 +13,8 @@ from ssl_ray.console import TrainStatus
 from ssl_ray.evaluation.alarm import Collapse
 from ssl_ray.models.base import Progress
 from ssl_ray.tracking import TrackingTarget, make_tracker
+from ssl_ray.training.events import LeftOut
 from ssl_ray.training.notices import Notices
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Event for the driver: an image that an evaluation could not read, and why."""
-
-    path: str
-    reason: str
 
 
 class Reporter:

@@ -8,9 +8,8 @@ from typing import Any
 from ssl_ray.console import Console, TrainProgress, TrainStatus
 from ssl_ray.data.blocks import Broken
 from ssl_ray.training.control import Control
-from ssl_ray.training.events import Begun, Failed, Hung
+from ssl_ray.training.events import Begun, Failed, Hung, LeftOut
 from ssl_ray.training.folder import RunFolder
-from ssl_ray.training.reporter import LeftOut
 from ssl_ray.training.result import RunResult
 
 PATIENCE_S = 120

@@ -6,7 +6,6 @@ What is not here is Kubernetes: processes stand for pods, one machine for the ne
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,11 +20,11 @@ import pytest
 import yaml
 
 from tests.kubernetes.command import manifest
+from tests.pods import BIN, free_port
 from tests.runs import TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
-BIN = Path(sys.executable).parent
 # What the pod's memory would decide.
 OBJECT_STORE = 100 * 2**20
 UNITS = {"Gi": 2**30, "Mi": 2**20}
@@ -41,11 +40,6 @@ print(json.dumps({
     "tasks": [(t.name, t.node_id, t.required_resources) for t in list_tasks(**where) if t.type == "NORMAL_TASK"],
 }))
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def flags(group: dict[str, Any]) -> dict[str, str]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from ssl_ray.data.sources.walk import walk
-from ssl_ray.errors import StoreError, UserError
+from ssl_ray.errors import StoreError, UserError, first_line
 from ssl_ray.filesystems import open_uri
 from ssl_ray.redact import redact
 
@@ -78,7 +78,7 @@ class Location:
         except StoreError as error:
             raise UserError(f"data: {error}") from error
         except OSError as error:
-            raise UserError(f"data: cannot open {str(self)!r}: {_first_line(error)}") from error
+            raise UserError(f"data: cannot open {str(self)!r}: {redact(first_line(error))}") from error
 
     def exists(self) -> bool:
         """True for an existing file or folder."""
@@ -101,7 +101,7 @@ class Location:
         except StoreError as error:
             raise UserError(f"data: {error}") from error
         except OSError as error:
-            raise UserError(f"data: cannot list {str(self)!r}: {_first_line(error)}") from error
+            raise UserError(f"data: cannot list {str(self)!r}: {redact(first_line(error))}") from error
         start = len(base.rstrip("/")) + 1
         entries = []
         for info in found:
@@ -135,7 +135,7 @@ class Location:
             if target != path:
                 files.move(target, path)
         except OSError as error:
-            raise UserError(f"{str(self)!r} cannot be written: {_first_line(error)}") from error
+            raise UserError(f"{str(self)!r} cannot be written: {redact(first_line(error))}") from error
 
     def map_reads(self, read: Callable[[Item], Result], items: Sequence[Item]) -> builtins.list[Result]:
         """`read(item)` for each item, in order; many at a time on an object store, where waiting is the cost."""
@@ -168,10 +168,6 @@ def _resolve(root: str) -> tuple[Any, str]:
         raise UserError(f"data: {error}") from error
     except (OSError, ValueError) as error:
         raise UserError(
-            f"data: cannot open {str(Location(root))!r}: {_first_line(error)}; "
+            f"data: cannot open {str(Location(root))!r}: {redact(first_line(error))}; "
             "allowed: a local path, file://, s3://, gs://, abfs:// or hdfs://"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return redact(str(error).splitlines()[0]) if str(error) else type(error).__name__
