@@ -77,9 +77,15 @@ def connect(
         "logging_level": logging.INFO if verbose else logging.ERROR,
         "configure_logging": True,
     }
+    inherited = {}
     if python_path:
-        paths = [*python_path, *filter(None, [os.environ.get("PYTHONPATH")])]
-        quiet["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
+        inherited["PYTHONPATH"] = os.pathsep.join([*python_path, *filter(None, [os.environ.get("PYTHONPATH")])])
+    # What Ray Train leaves behind to free a killed driver's workers looks for its cluster, and gives up where this
+    # machine has two.
+    if address and _HOST_PORT.fullmatch(address):
+        inherited["RAY_ADDRESS"] = address
+    if inherited:
+        quiet["runtime_env"] = {"env_vars": inherited}
     with warnings.catch_warnings():
         if not verbose:
             warnings.simplefilter("ignore")

@@ -1,5 +1,7 @@
 """What a cluster can serve is known before anything starts. The cluster of the slow tests has 4 CPUs."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import ray
 from ssl_ray.errors import UserError
 from ssl_ray.training import cluster
 from ssl_ray.training.cluster import Resources, fit, fit_workers
+from tests.runs import environment
 
 HEAD: dict[str, float] = {"memory": 1e9}
 DATA, GPU = {"CPU": 8.0}, {"CPU": 8.0, "GPU": 8.0}
@@ -108,6 +111,33 @@ def test_a_token_goes_where_it_is_wanted(
     assert not cluster._wants_token(two_cpus)
     with pytest.raises(UserError, match="wants a token; put its token into"):
         cluster._wants_token(with_token)
+
+
+# Ray's cleaner of what a killed trial's workers held asks this way whether the trial lives.
+ASKS = """
+import sys
+import ray
+from ssl_ray.training.cluster import connect
+
+connect(sys.argv[1], verbose=False)
+
+@ray.remote(num_cpus=0)
+def asks():
+    from ray.util.state import list_nodes
+    return len(list_nodes())
+
+assert ray.get(asks.remote()) == 1
+"""
+
+
+@pytest.mark.slow
+def test_tasks_know_their_cluster_among_several_of_this_machine(
+    ray_cluster: None, two_cpus: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ASKS, two_cpus], env=environment(tmp_path), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
