@@ -79,7 +79,9 @@ def connect(
     }
     inherited = {}
     if python_path:
-        inherited["PYTHONPATH"] = os.pathsep.join([*python_path, *filter(None, [os.environ.get("PYTHONPATH")])])
+        inherited["PYTHONPATH"] = os.pathsep.join(
+            [*python_path, *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
     # What Ray Train leaves behind to free a killed driver's workers looks for its cluster, and gives up where this
     # machine has two.
     if address and _HOST_PORT.fullmatch(address):

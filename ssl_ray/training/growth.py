@@ -51,9 +51,12 @@ def grow(bundles: list[dict[str, float]], on_growth: Callable[[], None]) -> bool
     group = placement_group([{name: need for name, need in bundle.items() if need} for bundle in bundles])
     try:
         deadline, growing = time.monotonic() + ANSWER_S, False
+        seen = None
         while not group.wait(POLL_S):
             state = _autoscaler()
-            if state.pending_instance_requests or state.pending_instances:
+            # An autoscaler that has stopped leaves its last words standing.
+            speaks = seen != (seen := state.last_seen_cluster_resource_state_version)
+            if speaks and (state.pending_instance_requests or state.pending_instances):
                 deadline = time.monotonic() + ANSWER_S
                 if not growing:
                     growing = True

@@ -6,6 +6,7 @@ A node that comes by `add_elsewhere` is in a mount namespace of its own, in whic
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -54,6 +55,18 @@ print(json.dumps({job: {name: sorted(ids) for name, ids in tasks.items()} for jo
 """
 
 
+# `ray start`, which refuses to join a cluster that is told to stay on loopback.
+START = """
+from ray._private import ray_constants, services
+
+ray_constants.ENABLE_RAY_CLUSTER = True
+services.get_node_ip_address = lambda *_: "127.0.0.1"
+from ray.scripts.scripts import main
+
+main()
+"""
+
+
 class Nodes:
     """The cluster. Nodes have names; `ids` are Ray's."""
 
@@ -86,7 +99,7 @@ class Nodes:
     def add_elsewhere(self, cpus: int, hidden: Path) -> None:
         """Starts a node that has an empty disk of its own at `hidden`, and waits until it is there."""
         command = (
-            f"mount -t tmpfs none {hidden} && exec {sys.executable} -m ray.scripts.scripts start --block"
+            f"mount -t tmpfs none {hidden} && exec {sys.executable} -c {shlex.quote(START)} start --block"
         )
         options = f"--address={self.address} --num-cpus={cpus} --object-store-memory=100000000 "
         options += "--dashboard-agent-listen-port=0 --min-worker-port=0 --max-worker-port=0"
@@ -156,6 +169,14 @@ class Nodes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 for process in [psutil.Process(root), *psutil.Process(root).children(recursive=True)]:
                     self._seen[process.pid] = process
+
+
+def four_nodes() -> Nodes:
+    """A head that only directs, two nodes on each of which two workers find room, and one CPU for the data."""
+    nodes = Nodes()
+    for name, cpus in {"head": 0, "first": 2, "second": 2, "data": 1}.items():
+        nodes.add(name, cpus)
+    return nodes
 
 
 UNSHARE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]

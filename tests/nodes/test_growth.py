@@ -18,8 +18,9 @@ from tests.runs import TINY, checkpoints, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
-# Ray's provider of fake nodes looks for the head here and nowhere else.
+# Ray's provider of fake nodes looks for the head here and nowhere else, and calls it so.
 PORT = 6379
+HEAD = "ray.head.default"
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 AUTOSCALER = {
     "RAY_FAKE_CLUSTER": "1",
@@ -38,9 +39,9 @@ CONFIG = {
         "launch_multiple": True,
         "head_node_id": HEAD_ID,
     },
-    "head_node_type": "head",
+    "head_node_type": HEAD,
     "available_node_types": {
-        "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        HEAD: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "worker": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2},
     },
     **{key: [] for key in ("initialization_commands", "setup_commands", "head_setup_commands")},
