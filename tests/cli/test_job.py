@@ -69,12 +69,14 @@ def test_a_job_is_followed_to_its_end_with_a_token(tmp_path: Path) -> None:
 
 
 def test_a_job_that_is_stopped_leaves_a_checkpoint(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
     with head(tmp_path, {"RAY_AUTH_MODE": "disabled"}) as env:
         (tmp_path / "env.yaml").write_text('env_vars: {RAY_JOB_STOP_WAIT_TIME_S: "60"}')
         entrypoint = ["ssl-ray", "pretrain", "moco", *TINY, "--epochs=900", "--name=long"]
         quick = ["--set=evaluation.every_epochs=null"]
-        options = ["--no-wait", "--runtime-env=env.yaml", "--submission-id=long"]
-        assert ray(tmp_path, env, "job", "submit", *options, "--", *entrypoint, *quick).returncode == 0
+        options = ["--no-wait", "--working-dir=.", "--runtime-env=../env.yaml", "--submission-id=long"]
+        assert ray(code, env, "job", "submit", *options, "--", *entrypoint, *quick).returncode == 0
         deadline = time.monotonic() + 240
         while "moco: step" not in (log := ray(tmp_path, env, "job", "logs", "long").stdout):
             assert time.monotonic() < deadline, log
