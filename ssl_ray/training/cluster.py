@@ -82,8 +82,8 @@ def connect(
         inherited["PYTHONPATH"] = os.pathsep.join(
             [*python_path, *filter(None, [os.environ.get("PYTHONPATH")])]
         )
-    # What Ray Train leaves behind to free a killed driver's workers looks for its cluster, and gives up where this
-    # machine has two.
+    # What Ray Train leaves behind to free the workers of a killed controller looks for its cluster, and gives up where
+    # this machine has two.
     if address and _HOST_PORT.fullmatch(address):
         inherited["RAY_ADDRESS"] = address
     if inherited:

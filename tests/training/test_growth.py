@@ -1,4 +1,4 @@
-"""How many nodes of which kind a cluster's configuration allows."""
+"""How many nodes of which kind a cluster may have, and how long an autoscaler is waited for."""
 
 import subprocess
 import sys
