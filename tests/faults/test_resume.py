@@ -6,7 +6,7 @@ the user's, with subclasses of them, says when the moment has come, and waits th
 
 import json
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,7 @@ from pathlib import Path
 
 from ssl_ray.experiments import load
 from ssl_ray.models import NPID, ODC, DeepCluster, SwAV
+from ssl_ray.models.preprocessing import DataPreprocessor
 from ssl_ray.spec import Spec
 
 HERE = Path(__file__).parent
@@ -59,6 +60,17 @@ class WaitingSwAV(Waits, SwAV):
     pass
 
 
+class Double(DataPreprocessor):
+    def forward(self, views):
+        return [view.double() for view in super().forward(views)]
+
+
+class WaitingSwAVInDouble(WaitingSwAV):
+    def __init__(self, *modules, queue_size, **rest):
+        super().__init__(*modules, queue_size=queue_size, data_preprocessor=Double(), **rest)
+        self.double()
+
+
 class WaitingNPID(Waits, NPID):
     pass
 
@@ -77,6 +89,7 @@ def small(name, algorithm):
 
 
 SWAV = small("swav", WaitingSwAV)
+SWAV_IN_DOUBLE = small("swav", WaitingSwAVInDouble)
 NPID_ = small("npid", WaitingNPID)
 ODC_ = small("odc", WaitingODC)
 DEEPCLUSTER = small("deepcluster", WaitingDeepCluster)
@@ -186,12 +199,14 @@ def test_resumed_it_equals_a_run_that_nobody_killed(name: str, tmp_path: Path, t
 
 
 def test_two_workers_before_the_kill_and_one_after_it(tmp_path: Path, two_cpus: str) -> None:
-    case = CASES["swav, in mid-epoch, its queue in use"]
+    # In double precision. In single, AdamW makes whole steps of what rounding leaves of a gradient that is zero: two
+    # runs on one worker, 1e-7 apart in the first layer's weights, are 24 % apart in a bias after these steps.
+    case = replace(CASES["swav, in mid-epoch, its queue in use"], recipe="SWAV_IN_DOUBLE")
     (tmp_path / "waiting.py").write_text(WAITING)
     theirs = undisturbed(case, tmp_path, two_cpus)
     ours = killed_and_resumed(case, tmp_path, two_cpus, workers=2)
     assert ours.keys() == theirs.keys()
     for key, tensor in theirs.items():
-        # The order of sums differs for 27 steps, and training enlarges what differs.
+        # Only the order of sums differs, for 27 steps.
         distance = (ours[key].double() - tensor.double()).norm() / tensor.double().norm().clamp(min=1e-12)
-        assert distance < 1e-3, f"{key}: {distance:.2g}"
+        assert distance < 1e-9, f"{key}: {distance:.2g}"
