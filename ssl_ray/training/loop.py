@@ -33,7 +33,7 @@ from ssl_ray.training.lookout import Lookout
 from ssl_ray.training.optim import build_optimizer, set_lr
 from ssl_ray.training.reporter import Reporter
 from ssl_ray.training.schedules import learning_rate
-from ssl_ray.training.step import begin_epoch, step_seed, take_step
+from ssl_ray.training.step import begin_epoch, seed_generators, step_seed, take_step
 from ssl_ray.training.watchdog import Watchdog
 from ssl_ray.workers import accumulation
 
@@ -176,7 +176,7 @@ def train(job: Job) -> dict[str, Any]:
 
     while step < job.stop_step:
         progress = Progress(step, job.total_steps, job.plan.epoch(step), training.epochs)
-        torch.manual_seed(step_seed(training.seed, step, rank))
+        seed_generators(step_seed(training.seed, step, rank), device)
         if step % job.plan.steps_per_epoch == 0:
             with reporter.paused():
                 begin_epoch(algorithm, optimizer, progress, extract)

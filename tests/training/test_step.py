@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ssl_ray.models import BaseModel, Progress
 from ssl_ray.training.optim import build_optimizer
-from ssl_ray.training.step import Step, begin_epoch, step_seed, take_step
+from ssl_ray.training.step import Step, begin_epoch, seed_generators, step_seed, take_step
 from tests import small
 
 ROWS = 16
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 PROGRESS = Progress(0, 10, 0, 1)
 
 
@@ -177,3 +178,12 @@ def test_seeds_differ_by_run_step_and_rank() -> None:
     assert len(seeds) == 5 * 20 * 4
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert step_seed(1, 2, 3) == step_seed(1, 2, 3)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_generators_are_where_torchs_own_function_puts_them(device: str) -> None:
+    seed = step_seed(1, 2, 3)
+    seed_generators(seed, torch.device(device))
+    ours = torch.rand(5, device=device)
+    torch.manual_seed(seed)
+    assert torch.equal(ours, torch.rand(5, device=device))
