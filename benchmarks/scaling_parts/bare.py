@@ -9,16 +9,18 @@ import numpy as np
 from ssl_ray.data.source import open_dataset
 from ssl_ray.recipe import Recipe
 
+SKIP = 15  # steps: the allocator and DDP's buckets settle
 
-def bare_steps(recipes: list[Recipe], workers: int, skip: int) -> list[float]:
-    """Mean seconds of a step of each recipe, on as many processes, without the first `skip` steps."""
+
+def bare_steps(recipes: list[Recipe], workers: int) -> list[float]:
+    """Mean seconds of a step of each recipe, on as many processes, without the first steps."""
     import torch.multiprocessing as mp
 
     with tempfile.TemporaryDirectory() as folder:
         context = mp.get_context("spawn")
         queue = context.Queue()
         started = [
-            context.Process(target=_rank, args=(rank, workers, recipes, skip, folder, queue))
+            context.Process(target=_rank, args=(rank, workers, recipes, folder, queue))
             for rank in range(workers)
         ]
         for process in started:
@@ -29,7 +31,7 @@ def bare_steps(recipes: list[Recipe], workers: int, skip: int) -> list[float]:
     return seconds
 
 
-def _rank(rank: int, workers: int, recipes: list[Recipe], skip: int, folder: str, queue: Any) -> None:
+def _rank(rank: int, workers: int, recipes: list[Recipe], folder: str, queue: Any) -> None:
     import torch
     from torch import distributed, nn
 
@@ -55,7 +57,7 @@ def _rank(rank: int, workers: int, recipes: list[Recipe], skip: int, folder: str
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             times.append(time.perf_counter())
-        result.append(float(np.mean(np.diff(times[1 + skip :]))))
+        result.append(float(np.mean(np.diff(times[1 + SKIP :]))))
     if rank == 0:
         queue.put(result)
     distributed.barrier()

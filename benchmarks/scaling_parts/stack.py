@@ -19,7 +19,7 @@ from ssl_ray.resolve import resolve
 from ssl_ray.spec import Spec
 
 HERE = Path(__file__).parent
-CPU_SECONDS_EVERY = 0.5  # looking at all processes costs CPU itself
+CPU_SECONDS_EVERY = 2.0  # looking at all processes costs CPU itself
 
 
 def sleeper(
@@ -122,12 +122,13 @@ def train(
     workers: int,
     cpus_per_worker: float,
     ahead: bool = True,
+    skip: int = 0,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Ran:
     """Trains on the connected cluster as `ssl-ray pretrain` does, MLflow and all.
 
     ahead: views are made while the workers start, as always; without, the stream starts with them, so that what was
-    made before does not count.
+    made before does not count. skip: steps before CPU time counts.
     """
     from ssl_ray.tracking import make_tracker, open_run, tracking_settings
     from ssl_ray.training.cluster import Resources
@@ -155,7 +156,8 @@ def train(
                 console=_Listening(readings),
                 on_first_step=lambda: first.append(time.perf_counter() - started),
             )
-    (step, cpu, now), (last_step, last_cpu, last) = readings.cpu[0], readings.cpu[-1]
+    counted = [reading for reading in readings.cpu if reading[0] > skip] or readings.cpu
+    (step, cpu, now), (last_step, last_cpu, last) = counted[0], counted[-1]
     images = max(1, last_step - step) * recipe.training.global_batch_size
     return Ran(result.history, first[0], (last_cpu - cpu) / images, (last_cpu - cpu) / max(1e-9, last - now))
 

@@ -17,8 +17,10 @@ from ssl_ray.data.source import Dataset, open_dataset
 from ssl_ray.experiments import load
 from ssl_ray.recipe import Recipe
 
-LOG_STEPS = 5
-SKIP = 3  # readings: the stream begins with short blocks
+READING_S = 0.5  # from one reading of a sleeping run to the next
+# Told apart, as the stream begins with short blocks and makes views ahead while Ray's processes start.
+EARLY_S = 6.0
+REAL_LOG_STEPS, REAL_SKIP = 5, 10
 TRAINING_CPUS = 2.0  # logical CPUs that the workers share; the data tasks have DATA_CPUS, whatever W is
 DATA_CPUS = 2
 
@@ -28,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     group.add_argument("--sleep", type=float, default=0.1, help="seconds of a step of one worker")
     group.add_argument("--batch", type=int, default=64, help="global batch of one worker, views nearly free")
-    group.add_argument("--steps", type=int, default=60)
+    group.add_argument("--seconds", type=float, default=24.0, help="of sleep in a run")
     group.add_argument("--real-batch", type=int, default=256, help="global batch, MoCo v2's views")
     group.add_argument("--real-steps", type=int, default=200)
 
@@ -44,7 +46,13 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         if (sizes := _sizes(regime, workers, arguments)) is not None
     ]
     recipes = [
-        stack.sleeper(dataset, seconds=sleep, batch=batch, steps=arguments.steps, log_steps=LOG_STEPS)
+        stack.sleeper(
+            dataset,
+            seconds=sleep,
+            batch=batch,
+            steps=round(arguments.seconds / sleep),
+            log_steps=_log_steps(sleep),
+        )
         for _, _, batch, sleep in cases
     ]
     bare = _bare(cases, recipes)
@@ -69,12 +77,16 @@ def _sizes(regime: str, workers: int, arguments: argparse.Namespace) -> tuple[in
     return None if workers == 1 else (arguments.batch * workers, arguments.sleep)
 
 
+def _log_steps(sleep: float) -> int:
+    return max(1, round(READING_S / sleep))
+
+
 def _bare(cases: list[Any], recipes: list[Recipe]) -> list[float]:
     """Seconds of a step of the bare loop for each case; one group of processes for each number of workers."""
     seconds = [math.nan] * len(cases)
     for workers in sorted({case[1] for case in cases}):
         places = [i for i, case in enumerate(cases) if case[1] == workers]
-        measured = bare_steps([recipes[i] for i in places], workers, skip=SKIP * LOG_STEPS)
+        measured = bare_steps([recipes[i] for i in places], workers)
         for place, value in zip(places, measured, strict=True):
             seconds[place] = value
     return seconds
@@ -84,8 +96,16 @@ def _sleeping_row(
     case: tuple[str, int, int, float], recipe: Recipe, dataset: Dataset, bare: float
 ) -> dict[str, Any]:
     regime, workers, batch, sleep = case
-    ran = stack.train(recipe, dataset, workers=workers, cpus_per_worker=TRAINING_CPUS / workers)
-    step, wait = stack.rates(ran.history, batch, SKIP)
+    early = round(EARLY_S / READING_S)
+    ran = stack.train(
+        recipe,
+        dataset,
+        workers=workers,
+        cpus_per_worker=TRAINING_CPUS / workers,
+        skip=early * recipe.training.log_steps,
+    )
+    early_step, _ = stack.rates(ran.history[:early], batch, 1)
+    step, wait = stack.rates(ran.history, batch, early)
     return _told(
         {
             "regime": regime,
@@ -94,6 +114,7 @@ def _sleeping_row(
             "sleep_ms": 1e3 * sleep,
             "bare_ms": 1e3 * bare,
             "step_ms": 1e3 * step,
+            "early_step_ms": 1e3 * early_step,
             "over_sleep": step / sleep,
             "over_bare": step / bare,
             "data_wait": wait,
@@ -119,11 +140,18 @@ def _real_row(workers: int, dataset: Dataset, arguments: argparse.Namespace, cor
         seconds=0.0,
         batch=arguments.real_batch,
         steps=arguments.real_steps,
-        log_steps=LOG_STEPS,
+        log_steps=REAL_LOG_STEPS,
         views=load("moco").SMALL.views,
     )
-    ran = stack.train(recipe, dataset, workers=workers, cpus_per_worker=TRAINING_CPUS / workers, ahead=False)
-    step, wait = stack.rates(ran.history, arguments.real_batch, SKIP)
+    ran = stack.train(
+        recipe,
+        dataset,
+        workers=workers,
+        cpus_per_worker=TRAINING_CPUS / workers,
+        ahead=False,
+        skip=REAL_SKIP * REAL_LOG_STEPS,
+    )
+    step, wait = stack.rates(ran.history, arguments.real_batch, REAL_SKIP)
     rate = arguments.real_batch / step
     return _told(
         {
@@ -160,7 +188,14 @@ def _print(result: dict[str, Any], console: Console) -> None:
         "Views nearly free (28 px, decoded only), compute replaced by sleep",
         [
             *("regime", "W", "batch", "sleep ms", "bare DDP ms", "ssl-ray ms", "x sleep", "x bare"),
-            *("data-wait %", "images/s", "ideal", "cores busy", "first 5 steps s"),
+            *(
+                "data-wait %",
+                "images/s",
+                "ideal",
+                "cores busy",
+                "first reading s",
+                f"first {EARLY_S:g} s: ms",
+            ),
         ],
         [
             (
@@ -174,6 +209,7 @@ def _print(result: dict[str, Any], console: Console) -> None:
                 f"{row['ideal_images_per_second']:,.0f}",
                 f"{row['cores_busy']:.2f}",
                 f"{row['first_steps_s']:.1f}",
+                f"{row['early_step_ms']:.1f}",
             )
             for row in result["sleeping"]
         ],
