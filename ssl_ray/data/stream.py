@@ -9,6 +9,7 @@ decided by the plan and by (seed, epoch, index, view): neither task order, the n
 import asyncio
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -66,6 +67,9 @@ class Dealer:
         self.position: tuple[int, int] | None = None
         self.dealt = False
         self.queues: list[asyncio.Queue[Any]] = []
+        # What each rank is using, and what it uses next. An owner that lets go of a small object (under 100 KB, kept in
+        # its own memory) before the borrower does keeps it for ever.
+        self.in_use: list[deque[Any]] = []
         self.stop_producer = threading.Event()
         self.broken: dict[int, Broken] = {}
         self.news: list[Any] = []
@@ -83,6 +87,7 @@ class Dealer:
         self.position, self.dealt = (first_step, world_size), False
         self.checkpoint_wanted = False  # a group that starts has just read one
         self.queues = [asyncio.Queue(QUEUE_DEPTH) for _ in range(world_size)]
+        self.in_use = [deque(maxlen=2) for _ in range(world_size)]
         threading.Thread(
             target=self._produce, args=(first_step, world_size, self.queues, self.stop_producer), daemon=True
         ).start()
@@ -94,6 +99,7 @@ class Dealer:
         """
         self.dealt = True
         item: dict[str, Any] = await self.queues[rank].get()
+        self.in_use[rank].append(item)
         return item
 
     async def report_broken(self, found: list[Broken]) -> None:

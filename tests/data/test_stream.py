@@ -3,7 +3,7 @@
 import collections
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -147,6 +147,34 @@ def test_every_world_size_sees_the_same_global_batches(ray_cluster: None, world_
     stream = config()
     received = stream_of(stream, world_size)
     assert received == {step: expected(stream, step) for step in range(STEPS)}
+
+
+@pytest.mark.slow
+def test_the_dealer_keeps_nothing_of_blocks_that_are_used_up(ray_cluster: None) -> None:
+    import psutil
+    import ray
+
+    def memory(_: object) -> int:
+        now = psutil.Process().memory_info()
+        return int(now.rss - now.shared)
+
+    # One row per rank and step: 16 steps are a block of 56 KB, which Ray keeps in its owner's memory.
+    blocks = 300
+    stream = replace(config(batch=2), total_steps=16 * blocks)
+    dealer = start_dealer(stream)
+    ray.get(dealer.start.remote(0, 2))
+    made = [
+        Batches(dealer, first_step=0, rank=rank, batch_size=1, views=2, device=torch.device("cpu"))
+        for rank in range(2)
+    ]
+    early = 0
+    for batch, _ in zip(*made, strict=True):
+        if batch.step == 16 * 50:
+            early = ray.get(dealer.__ray_call__.remote(memory))
+    grown = ray.get(dealer.__ray_call__.remote(memory)) - early
+    ray.kill(dealer)
+    dealt = 2 * (blocks - 50) * 16 * 2 * 24 * 24 * 3
+    assert grown < dealt / 4, f"{grown / 2**20:.1f} MB of {dealt / 2**20:.1f}"
 
 
 @pytest.mark.slow
