@@ -11,8 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +40,21 @@ for line in sys.stdin:
     print(json.dumps({"address": cluster.address, "id": node.node_id, "pids": pids}), flush=True)
 """
 
-# Which tasks ran where: {job: {task: [node ids]}}.
+# Which tasks ran where and since when: {job: {task: [[node id, nanoseconds], ...]}}.
 PLACED = """
 import json, sys, ray
 from collections import defaultdict
 from ray._private.state import state
+from ray.core.generated.common_pb2 import RUNNING
 
 ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
-found = defaultdict(lambda: defaultdict(set))
+found = defaultdict(lambda: defaultdict(list))
 for event in state._get_all_task_events():
-    if event.state_updates.node_id:
-        found[event.job_id.hex()][event.task_info.name].add(event.state_updates.node_id.hex())
-print(json.dumps({job: {name: sorted(ids) for name, ids in tasks.items()} for job, tasks in found.items()}))
+    update = event.state_updates
+    if update.node_id:
+        since = update.state_ts_ns.get(RUNNING, 0)
+        found[event.job_id.hex()][event.task_info.name].append([update.node_id.hex(), since])
+print(json.dumps(found))
 """
 
 
@@ -65,6 +68,19 @@ from ray.scripts.scripts import main
 
 main()
 """
+
+
+@dataclass(frozen=True)
+class Placed:
+    """tasks: of a job; by a name, the node of each and since when it ran, ns, 0 where that is not known."""
+
+    tasks: dict[str, list[tuple[str, int]]]
+
+    def nodes(self, task: str, after: int = 0) -> set[str]:
+        """Names of the nodes on which tasks ran with `task` in their name, of those that began `after` then."""
+        return {
+            node for name, at in self.tasks.items() if task in name for node, since in at if since >= after
+        }
 
 
 class Nodes:
@@ -133,8 +149,8 @@ class Nodes:
             if kind in self._pids[name]:
                 os.kill(self._pids[name][kind], signal.SIGKILL)
 
-    def placed(self) -> list[dict[str, set[str]]]:
-        """For each job, the oldest first: the names of the nodes on which each of its tasks ran."""
+    def placed(self) -> list["Placed"]:
+        """Each job's tasks, the oldest job first."""
         names = {node: name for name, node in self.ids.items()}
         done = subprocess.run(
             [sys.executable, "-c", PLACED, self.address],
@@ -144,13 +160,16 @@ class Nodes:
             check=True,
             env=os.environ | ENV,
         )
-        found: list[dict[str, set[str]]] = []
-        for _, tasks in sorted(json.loads(done.stdout.splitlines()[-1]).items()):
-            placed: dict[str, set[str]] = defaultdict(set)
-            for task, ids in tasks.items():
-                placed[task] |= {names.get(node, "?") for node in ids}
-            found.append(dict(placed))
-        return found
+        return [
+            Placed(
+                {name: [(names.get(node, "?"), since) for node, since in at] for name, at in tasks.items()}
+            )
+            for _, tasks in sorted(json.loads(done.stdout.splitlines()[-1]).items())
+        ]
+
+    def last_job(self, task: str) -> "Placed":
+        """That of the last job which had a task of that name."""
+        return [job for job in self.placed() if job.nodes(task)][-1]
 
     def close(self) -> None:
         """Ends all of it, and nothing else."""

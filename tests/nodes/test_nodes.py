@@ -14,7 +14,46 @@ from tests.runs import TINY, run, state, summary
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
-TRAIN = ["pretrain", "moco", *TINY, "--epochs=1", "--workers=2", "--json"]
+# Views are made slowly until a run has taken a step: else they would all be there when training begins.
+SLOW = """
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from ssl_ray.data.pipeline import ViewPipeline
+from ssl_ray.data.views import moco_v2_views
+from ssl_ray.experiments import load
+from ssl_ray.models import MoCo
+from ssl_ray.spec import Spec
+
+HERE = Path(__file__).parent
+
+
+class SlowUntil(ViewPipeline):
+    def write(self, *arguments, **keywords):
+        if not any(HERE.glob("*.started")):
+            time.sleep(0.02)
+        super().write(*arguments, **keywords)
+
+
+def slow_views(size: int = 16):
+    return SlowUntil(moco_v2_views(size=size).views)
+
+
+class Starts(MoCo):
+    def before_step(self, progress):
+        super().before_step(progress)
+        if progress.step == 0:
+            (HERE / f"{os.getpid()}.started").touch()
+
+
+recipe = load("moco").SMALL
+SLOW = replace(recipe, algorithm=Spec(Starts, **recipe.algorithm.kwargs), views=Spec(slow_views))
+"""
+EPOCHS = 6  # more than is made while Ray Train starts the workers
+SMALL = [*TINY, "--set=evaluation.every_epochs=null"]
+TRAIN = ["pretrain", "slow.py:SLOW", *SMALL, f"--epochs={EPOCHS}", "--workers=2", "--json"]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +65,9 @@ def nodes() -> Iterator[Nodes]:
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("here")
+    folder = tmp_path_factory.mktemp("here")
+    (folder / "slow.py").write_text(SLOW)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -36,32 +77,21 @@ def across(here: Path, nodes: Nodes) -> dict[str, Any]:
     return summary(run(here, *TRAIN, *there, env=ENV))
 
 
-def last_job(nodes: Nodes, task: str) -> dict[str, set[str]]:
-    """Where the tasks ran of the last job that had one of that name."""
-    return [job for job in nodes.placed() if any(task in name for name in job)][-1]
-
-
-def where(job: dict[str, set[str]], task: str) -> set[str]:
-    return set().union(*(placed for name, placed in job.items() if task in name))
-
-
-def test_workers_and_data_go_where_there_is_room(across: dict[str, Any], nodes: Nodes) -> None:
-    job = last_job(nodes, "RayTrainWorker")
-    assert where(job, "RayTrainWorker") == {"first", "second"}
-    made = where(job, "_MakeBlocks")
-    assert "data" in made, (
-        "the workers leave room there alone; before they start there is room on their nodes too"
-    )
-    assert "head" not in made
+def test_workers_and_data_go_where_there_is_room(across: dict[str, Any], here: Path, nodes: Nodes) -> None:
+    job = nodes.last_job("RayTrainWorker")
+    assert job.nodes("RayTrainWorker") == {"first", "second"}
+    assert "head" not in job.nodes("_MakeBlocks")
+    began = min(step.stat().st_mtime_ns for step in here.glob("*.started"))
+    assert job.nodes("_MakeBlocks", after=began) == {"data"}, "the workers leave room there alone"
 
 
 def test_nodes_make_no_difference(across: dict[str, Any], here: Path, nodes: Nodes) -> None:
     there = [f"--address={nodes.address}", "--cpus-per-worker=0.5", "--name=together"]
     together = summary(run(here, *TRAIN, *there, env=ENV))
-    job = last_job(nodes, "RayTrainWorker")
-    assert len(where(job, "RayTrainWorker")) == 1
-    assert "head" not in where(job, "_MakeBlocks")
-    assert together["steps"] == across["steps"] == 1297 // 32
+    job = nodes.last_job("RayTrainWorker")
+    assert len(job.nodes("RayTrainWorker")) == 1
+    assert "head" not in job.nodes("_MakeBlocks")
+    assert together["steps"] == across["steps"] == EPOCHS * (1297 // 32)
     ours, theirs = state(together["checkpoint"]), state(across["checkpoint"])
     for name, tensor in theirs.items():
         assert torch.equal(ours[name], tensor), name
@@ -72,7 +102,7 @@ def test_features_of_all_nodes_are_those_of_one(across: dict[str, Any], here: Pa
     features = {}
     for actors, name in ((3, "three"), (1, "one")):
         summary(run(here, *embed, f"--actors={actors}", f"--out={name}", env=ENV))
-        assert len(where(last_job(nodes, "_Actor"), "_Actor") - {"head"}) >= (2 if actors == 3 else 1)
+        assert len(nodes.last_job("_Actor").nodes("_Actor") - {"head"}) >= (2 if actors == 3 else 1)
         parts = sorted((here / name).glob("*.parquet"))
         features[name] = [pq.read_table(part).column("feature").to_pylist() for part in parts]
     assert sum(map(len, features["one"])) == 1797
@@ -89,10 +119,10 @@ def test_trials_are_spread(here: Path, nodes: Nodes) -> None:
         timeout=400,
     )
     assert [trial["status"] for trial in summary(tuned)["trials"]] == ["finished"] * 2
-    job = last_job(nodes, "RayTrainWorker")
-    assert where(job, "RayTrainWorker") == {"first", "second"}
-    assert "data" in where(job, "_MakeBlocks")
-    assert "head" not in where(job, "_MakeBlocks")
+    job = nodes.last_job("RayTrainWorker")
+    assert job.nodes("RayTrainWorker") == {"first", "second"}
+    assert "data" in job.nodes("_MakeBlocks"), "the trials leave room there; before they start there is more"
+    assert "head" not in job.nodes("_MakeBlocks")
 
 
 @pytest.mark.skipif(bool(no_namespaces()), reason=f"no mount namespace: {no_namespaces()}")
