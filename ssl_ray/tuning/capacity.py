@@ -74,9 +74,7 @@ def fit_trials(
     """
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
     gpu = (1.0 if gpus else 0.0) if gpus_per_trial is None else gpus_per_trial / workers
-    has = (
-        f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} node{'s' if len(nodes) > 1 else ''}"
-    )
+    has = f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} node{'' if len(nodes) == 1 else 's'}"
     if gpu * workers > gpus:
         raise UserError(
             f"gpus-per-trial: a trial of {workers} workers needs {gpu * workers:g} GPUs, {has}; use fewer --workers or "

@@ -190,6 +190,28 @@ def _fit(request: Request, search: _Search, nodes: Nodes) -> Fit:
     )
 
 
+def _fit_growing(request: Request, search: _Search, console: Console) -> Fit:
+    """As `_fit` of the connected cluster. Where there is no room, an autoscaler is asked for as many trials as were."""
+    from ssl_ray.training import cluster, growth
+
+    nodes = cluster.alive_nodes()
+    try:
+        return _fit(request, search, nodes)
+    except UserError:
+        trials, workers = min(request.concurrent or 1, search.plan.trials), search.workers
+        gpus = float(any(node.get("GPU") for node in nodes))  # of nodes that are to come nothing is known
+        if request.gpus_per_trial is not None:
+            gpus = request.gpus_per_trial / workers
+        cpus = 1.0 if request.base.cpus_per_worker is None else request.base.cpus_per_worker
+        waiting = f"{trials} trials x {workers} workers of {cpus:g} CPUs and {gpus:g} GPUs wait for nodes"
+        training = [cluster.Resources(cpus, gpus).as_dict()] * (trials * workers)
+        if not growth.grow(
+            training + [{"CPU": 1.0}] * trials, lambda: console.print(f"the cluster grows: {waiting}")
+        ):
+            raise
+        return _fit(request, search, cluster.alive_nodes())
+
+
 def _dry_run(request: Request, search: _Search, console: Console) -> dict[str, Any]:
     if request.cluster is not None:
         nodes = parse_cluster(request.cluster)
@@ -218,7 +240,7 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
 
     cluster.connect(base.address, verbose=base.verbose, python_path=record["python_path"])
     try:
-        fit = _fit(request, search, cluster.alive_nodes())
+        fit = _fit_growing(request, search, console)
         if fit.crowded:
             console.warn(
                 f"concurrent: {fit.concurrent} trials share {fit.data_cpus:g} CPUs for their data and wait for each "

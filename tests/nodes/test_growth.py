@@ -98,3 +98,30 @@ def test_nodes_are_started_for_a_run_and_refused_where_none_would_do(tmp_path: P
     assert "the cluster grows: 2 workers of 1 CPUs and 0 GPUs wait for nodes\n" in done.stdout
     (last,) = checkpoints(tmp_path / "runs" / "grown")
     assert last
+
+
+def test_nodes_are_started_for_a_search_and_refused_where_none_would_do(tmp_path: Path, address: str) -> None:
+    search = [
+        "tune",
+        "moco",
+        *TINY,
+        "--trials=2",
+        "--max-epochs=1",
+        "--scheduler=random",
+        "--cpus-per-worker=1",
+    ]
+    values = "--search=optimization.base_lr=choice(0.03, 0.01)"
+    time.sleep(5)  # the autoscaler looks for the first time
+    refused = run(tmp_path, *search, values, "--workers=4", f"--address={address}", env=ENV)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("ssl-ray: concurrent: 1 trials x 4 workers of 1 CPUs and 0 GPUs, ")
+    assert len(refused.stderr.splitlines()) == 1
+
+    done = run(
+        *(tmp_path, *search, values, "--concurrent=2", "--name=grown", f"--address={address}"),
+        env=ENV,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the cluster grows: 2 trials x 1 workers of 1 CPUs and 0 GPUs wait for nodes\n" in done.stdout
+    assert "2 trials of at most 1 epochs, 2 at a time" in done.stdout
