@@ -37,6 +37,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Both tables."""
+    if arguments.seconds <= EARLY_S + READING_S:
+        raise SystemExit(
+            f"--seconds: {arguments.seconds:g}; the first {EARLY_S:g} s are told apart, give more"
+        )
     dataset = open_dataset("fashion")
     result: dict[str, Any] = {"cores": os.cpu_count(), "logical_cpus": int(TRAINING_CPUS) + DATA_CPUS}
     cases = [
