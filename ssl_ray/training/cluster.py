@@ -207,9 +207,8 @@ def fit_workers(
         later = growth.most_nodes()
         if later:
             resources = fit(workers, cpus_per_worker, gpus_per_worker, later, "the cluster grows to")
-        else:  # of nodes that are to come nothing is known
-            gpus = any(node.get("GPU") for node in nodes) if gpus_per_worker is None else gpus_per_worker
-            resources = Resources(1.0 if cpus_per_worker is None else cpus_per_worker, float(gpus))
+        else:
+            resources = of_nodes_to_come(cpus_per_worker, gpus_per_worker, nodes)
         waiting = workers - place(workers, resources, nodes)[0]
         wait = f"{waiting} workers of {resources.cpus:g} CPUs and {resources.gpus:g} GPUs wait for nodes"
         said = f"the cluster grows: {wait if waiting else 'the data waits for a node'}"
@@ -218,6 +217,14 @@ def fit_workers(
         elif not growth.grow([resources.as_dict()] * workers + [{"CPU": 1.0}], lambda: say(said)):
             raise
         return resources
+
+
+def of_nodes_to_come(
+    cpus_per_worker: float | None, gpus_per_worker: float | None, nodes: list[dict[str, float]]
+) -> Resources:
+    """What each worker asks of an autoscaler, of whose nodes nothing is known: a CPU, and a GPU if these have any."""
+    gpus = any(node.get("GPU") for node in nodes) if gpus_per_worker is None else gpus_per_worker
+    return Resources(1.0 if cpus_per_worker is None else cpus_per_worker, float(gpus))
 
 
 def fit(

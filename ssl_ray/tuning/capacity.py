@@ -13,12 +13,32 @@ Without being told otherwise a search keeps to the second rule. `--concurrent` m
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict, Unpack
 
 from ssl_ray.errors import UserError
-from ssl_ray.training.cluster import MIN_CPUS_PER_WORKER, TRAINING_SHARE, Resources, place
+from ssl_ray.training import growth
+from ssl_ray.training.cluster import (
+    MIN_CPUS_PER_WORKER,
+    TRAINING_SHARE,
+    Resources,
+    alive_nodes,
+    of_nodes_to_come,
+    place,
+)
 
 Nodes = list[dict[str, float]]
+
+
+class Wanted(TypedDict):
+    """What `fit_trials` is told of a search."""
+
+    workers: int
+    trials: int
+    concurrent: NotRequired[int | None]
+    cpus_per_worker: NotRequired[float | None]
+    gpus_per_trial: NotRequired[float | None]
 
 
 @dataclass(frozen=True)
@@ -125,3 +145,25 @@ def fit_trials(
         data_tasks=max(1, sum(cpu // n for cpu in free)),
         limit=limit,
     )
+
+
+def fit_growing(say: Callable[[str], None], **wanted: Unpack[Wanted]) -> Fit:
+    """As `fit_trials` of the connected cluster. Where there is no room an autoscaler is asked for it, and waited for.
+
+    It is asked for as many trials at once as are wanted, one unless told, each with a CPU for its stream; `say` is told
+    that they wait.
+    """
+    nodes = alive_nodes()
+    try:
+        return fit_trials(nodes, **wanted)
+    except UserError:
+        workers, trials = wanted["workers"], min(wanted.get("concurrent") or 1, wanted["trials"])
+        gpus = wanted.get("gpus_per_trial")
+        each = of_nodes_to_come(
+            wanted.get("cpus_per_worker"), None if gpus is None else gpus / workers, nodes
+        )
+        waiting = f"{trials} trials x {workers} workers of {each.cpus:g} CPUs and {each.gpus:g} GPUs"
+        bundles = [each.as_dict()] * (trials * workers) + [{"CPU": 1.0}] * trials
+        if not growth.grow(bundles, lambda: say(f"the cluster grows: {waiting} wait for nodes")):
+            raise
+        return fit_trials(alive_nodes(), **wanted)

@@ -22,7 +22,7 @@ from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
 from ssl_ray.training.tracked import target_of, tracking_of
 from ssl_ray.tuning import plots
-from ssl_ray.tuning.capacity import Fit, Nodes, fit_trials, parse_cluster
+from ssl_ray.tuning.capacity import Fit, Wanted, fit_growing, fit_trials, parse_cluster
 from ssl_ray.tuning.forecast import forecast, show_forecast
 from ssl_ray.tuning.objective import METRIC, OBJECTIVES, Objective, choose_objective
 from ssl_ray.tuning.outcome import Outcome, best_of, ranked, table
@@ -179,37 +179,14 @@ def _own_space(source: str, recipe: Recipe) -> Search:
     return found
 
 
-def _fit(request: Request, search: _Search, nodes: Nodes) -> Fit:
-    return fit_trials(
-        nodes,
+def _wanted(request: Request, search: _Search) -> Wanted:
+    return Wanted(
         workers=search.workers,
         trials=search.plan.trials,
         concurrent=request.concurrent,
         cpus_per_worker=request.base.cpus_per_worker,
         gpus_per_trial=request.gpus_per_trial,
     )
-
-
-def _fit_growing(request: Request, search: _Search, console: Console) -> Fit:
-    """As `_fit` of the connected cluster. Where there is no room, an autoscaler is asked for as many trials as were."""
-    from ssl_ray.training import cluster, growth
-
-    nodes = cluster.alive_nodes()
-    try:
-        return _fit(request, search, nodes)
-    except UserError:
-        trials, workers = min(request.concurrent or 1, search.plan.trials), search.workers
-        gpus = float(any(node.get("GPU") for node in nodes))  # of nodes that are to come nothing is known
-        if request.gpus_per_trial is not None:
-            gpus = request.gpus_per_trial / workers
-        cpus = 1.0 if request.base.cpus_per_worker is None else request.base.cpus_per_worker
-        waiting = f"{trials} trials x {workers} workers of {cpus:g} CPUs and {gpus:g} GPUs wait for nodes"
-        training = [cluster.Resources(cpus, gpus).as_dict()] * (trials * workers)
-        if not growth.grow(
-            training + [{"CPU": 1.0}] * trials, lambda: console.print(f"the cluster grows: {waiting}")
-        ):
-            raise
-        return _fit(request, search, cluster.alive_nodes())
 
 
 def _dry_run(request: Request, search: _Search, console: Console) -> dict[str, Any]:
@@ -223,7 +200,7 @@ def _dry_run(request: Request, search: _Search, console: Console) -> dict[str, A
             nodes = cluster.alive_nodes()
         finally:
             cluster.disconnect()
-    said = forecast(search.plan, _fit(request, search, nodes), nodes, search.objective)
+    said = forecast(search.plan, fit_trials(nodes, **_wanted(request, search)), nodes, search.objective)
     if request.base.as_json:
         console.json_line(said)
     else:
@@ -240,7 +217,7 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
 
     cluster.connect(base.address, verbose=base.verbose, python_path=record["python_path"])
     try:
-        fit = _fit_growing(request, search, console)
+        fit = fit_growing(console.print, **_wanted(request, search))
         if fit.crowded:
             console.warn(
                 f"concurrent: {fit.concurrent} trials share {fit.data_cpus:g} CPUs for their data and wait for each "

@@ -51,9 +51,9 @@ ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
 found = defaultdict(lambda: defaultdict(list))
 for event in state._get_all_task_events():
     update = event.state_updates
-    if update.node_id:
-        since = update.state_ts_ns.get(RUNNING, 0)
-        found[event.job_id.hex()][event.task_info.name].append([update.node_id.hex(), since])
+    if update.node_id and RUNNING in update.state_ts_ns:
+        began = [update.node_id.hex(), update.state_ts_ns[RUNNING]]
+        found[event.job_id.hex()][event.task_info.name].append(began)
 print(json.dumps(found))
 """
 
@@ -72,7 +72,7 @@ main()
 
 @dataclass(frozen=True)
 class Placed:
-    """tasks: of a job; by a name, the node of each and since when it ran, ns, 0 where that is not known."""
+    """tasks: of a job; by a name, the node of each and since when it ran, ns."""
 
     tasks: dict[str, list[tuple[str, int]]]
 
@@ -149,7 +149,7 @@ class Nodes:
             if kind in self._pids[name]:
                 os.kill(self._pids[name][kind], signal.SIGKILL)
 
-    def placed(self) -> list["Placed"]:
+    def placed(self) -> list[Placed]:
         """Each job's tasks, the oldest job first."""
         names = {node: name for name, node in self.ids.items()}
         done = subprocess.run(
@@ -167,7 +167,7 @@ class Nodes:
             for _, tasks in sorted(json.loads(done.stdout.splitlines()[-1]).items())
         ]
 
-    def last_job(self, task: str) -> "Placed":
+    def last_job(self, task: str) -> Placed:
         """That of the last job which had a task of that name."""
         return [job for job in self.placed() if job.nodes(task)][-1]
 
