@@ -31,6 +31,14 @@ def import_checkpoint(
     partial: Annotated[
         bool, typer.Option("--partial", help="Accept less than the whole backbone; the rest stays untrained.")
     ] = False,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave out the tensors whose keys match, as 'blocks.*.ls1.gamma'; can be repeated.",
+            metavar="PATTERN",
+            show_default="nothing of a backbone is left out",
+        ),
+    ] = None,
     as_json: JsonAtEnd = False,
 ) -> None:
     """Import a checkpoint of another code base."""
@@ -46,13 +54,17 @@ def import_checkpoint(
     console = make_console(as_json)
     notes: list[str] = []
     with Notices(notes.append):
-        result = import_checkpoint(file, algorithm, _architecture(backbone), partial)
+        result = import_checkpoint(file, algorithm, _architecture(backbone), partial, drop or ())
     write_backbone(result.backbone, target)
 
     trained, report = result.backbone, result.report
     notes = [*result.assumed, *notes]
     if result.backbone.fresh:
         notes.append(f"untrained, because {file.name} does not have them: {', '.join(trained.fresh)}")
+    if result.dropped:
+        notes.append(
+            f"{len(result.dropped)} tensors left out as told: features are not those of the network that was trained"
+        )
     if as_json:
         console.json_line(
             {
@@ -66,6 +78,7 @@ def import_checkpoint(
                 "missing": report.missing,
                 "misfits": result.misfits,
                 "unexpected": report.unexpected,
+                "dropped": result.dropped,
             }
         )
         return

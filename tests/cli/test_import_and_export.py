@@ -133,12 +133,17 @@ def test_import_resizes_positions_and_says_so(ssl_ray, elsewhere) -> None:
         (["x.pth", "--backbone=moco"], "not the whole of ResNet(depth=50)"),
         (["x.pth", "--out=x.pth"], "neither a folder nor a .safetensors file"),
         (["x.pth", "--out=no/x.safetensors"], "'no' is no folder"),
-        (["y.pth"], "no checkpoint that is known here; its keys are features.0.weight"),
+        (
+            ["y.pth"],
+            "no checkpoint that is known here; at its top are features (2 tensors), classifier; save",
+        ),
+        (["x.pth", "--drop=layer5.*"], "drop: 'layer5.*' matches no tensor; did you mean 'layer*.*."),
     ],
 )
 def test_import_mistakes_are_one_line(ssl_ray, elsewhere, arguments, said) -> None:
     torch.save(checkpoints.resnet().state_dict(), elsewhere / "x.pth")
-    torch.save({"features.0.weight": torch.zeros(1)}, elsewhere / "y.pth")
+    unknown = {f"{name}.weight": torch.zeros(1) for name in ("features.0", "features.1", "classifier")}
+    torch.save(unknown, elsewhere / "y.pth")
     status, out, err = ssl_ray("import", *arguments)
     assert (status, out) == (2, "")
     assert err.startswith("ssl-ray: ")

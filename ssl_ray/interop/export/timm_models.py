@@ -8,7 +8,7 @@ from torch import Tensor
 from ssl_ray.interop.backbone_file import TrainedBackbone
 from ssl_ray.interop.export.format import Features, Format, arguments, needed
 from ssl_ray.interop.export.torchvision_models import resnet_refusal
-from ssl_ray.interop.weights import merging_moved
+from ssl_ray.interop.weights.names import merging_moved
 from ssl_ray.models.backbones import CAEViT, MAEViT, MoCoV3ViT, ResNet, SimMIMSwinTransformer
 from ssl_ray.models.backbones.swin import SwinBlock
 
