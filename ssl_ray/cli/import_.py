@@ -34,7 +34,7 @@ def import_checkpoint(
     drop: Annotated[
         list[str] | None,
         typer.Option(
-            help="Leave out the tensors whose keys match, as 'blocks.*.ls1.gamma'; can be repeated.",
+            help="Leave out what matches, as 'layer*.*.se.*', of a backbone that ours lacks; can be repeated.",
             metavar="PATTERN",
             show_default="nothing of a backbone is left out",
         ),
@@ -46,6 +46,7 @@ def import_checkpoint(
     from ssl_ray.experiments import names
     from ssl_ray.interop.backbone_file import write_backbone
     from ssl_ray.interop.checkpoints import import_checkpoint
+    from ssl_ray.models import VisionTransformer
     from ssl_ray.training.notices import Notices
 
     if algorithm is not None and algorithm not in names():
@@ -103,6 +104,12 @@ def import_checkpoint(
     console.print(
         f"use it: ssl-ray pretrain {recipe} --set 'algorithm.backbone={trained.architecture}' "
         f"--set 'algorithm.pretrained={target.resolve()}'"
+        # What necks take of a Vision Transformer is its class token: no map to average.
+        + (
+            " --set algorithm.neck.with_avg_pool=False"
+            if trained.architecture.target is VisionTransformer
+            else ""
+        )
     )
 
 

@@ -44,19 +44,19 @@ def guess_architecture(
     convolution is 3x3. class_token: a Vision Transformer's features are known to be its class token. Raises UserError
     for what is not one of our backbones, or cannot be told from shapes.
 
-    Weights do not show: a ResNet's strides and paddings, blur or other pooling without weights (timm's resnetblur and
-    resnetaa have a ResNet's tensors), the kind of GELU, the epsilon of a norm, rotary positions without weights. What
-    ours has is said in its class; files that differ in nothing else cannot be told apart.
+    Weights do not show strides and paddings, pooling and blur, the kind of GELU, the epsilon of a norm, rotary
+    positions: networks that differ in nothing else cannot be told apart, which `assumed` says.
     """
     if "layer1.0.conv1.weight" in tensors and "conv1.weight" in tensors:
         return _resnet(tensors, algorithm, small_stem)
     if "layers.0.blocks.0.attn.relative_position_bias_table" in tensors:
-        return _swin(tensors)
+        return _swin(tensors, algorithm)
     if "cls_token" in tensors and "pos_embed" in tensors and "blocks.0.attn.qkv.weight" in tensors:
         return _vit(tensors, algorithm, class_token)
     reasons = surplus.signs(tensors)
     if any(name.startswith("blocks.") for name in tensors):
-        reasons += [f"no {name}" for name in ("cls_token", "pos_embed") if name not in tensors]
+        tokens = {"cls_token": "no class token", "pos_embed": "no table of positions"}
+        reasons = [said for name, said in tokens.items() if name not in tensors] + reasons
     because = f" ({', '.join(reasons)})" if reasons else ""
     raise UserError(
         f"no ResNet, ViT or Swin Transformer that is known here{because}; its backbone has {groups(tensors)}"
@@ -90,6 +90,10 @@ def _resnet(tensors: Mapping[str, Tensor], algorithm: str | None, small_stem: st
             assumed.append("Sobel's filters: the file has none")
         return Guess(Spec(ResNetSobel, **arguments), tuple(assumed))
     _refuse_channels(stem.shape[1])
+    if algorithm is None:
+        assumed.append(
+            "strides and pooling as in torchvision: not in the weights; timm's resnetblur and resnetaa have the same"
+        )
     return Guess(Spec(ResNet, **arguments), tuple(assumed))
 
 
@@ -161,6 +165,8 @@ def _vit(tensors: Mapping[str, Tensor], algorithm: str | None, class_token: bool
             f"'{call.removesuffix(')')}, num_heads=N)'"
         )
     assumed = [f"num_heads={heads}: not in the weights; as published for width {width}"]
+    if algorithm is None:
+        assumed.append("LayerNorm's epsilon 1e-6 and the exact GELU: not in the weights; as in timm")
     if target is MAEViT and algorithm is None:
         assumed.append(
             "MAEViT, whose features are the mean of the patch tokens: other Vision Transformers have the same tensors; "
@@ -202,14 +208,18 @@ def _vit_class(
     return MAEViT, {}
 
 
-def _swin(tensors: Mapping[str, Tensor]) -> Guess:
+def _swin(tensors: Mapping[str, Tensor], algorithm: str | None) -> Guess:
     width, channels, patch_size, _ = _weights(tensors, "patch_embed.proj.weight").shape
     _refuse_channels(channels)
     depths = tuple(_count(tensors, f"layers.{i}.blocks") for i in range(_count(tensors, "layers")))
     table = "layers.{}.blocks.0.attn.relative_position_bias_table".format
     tables = [_weights(tensors, table(i), 2) for i in range(len(depths))]
     window = (math.isqrt(tables[0].shape[0]) + 1) // 2
-    assumed = []
+    assumed = (
+        ["LayerNorm's epsilon 1e-5 and the exact GELU: not in the weights; as in timm"]
+        if algorithm is None
+        else []
+    )
     masks = tensors.get("layers.0.blocks.1.attn_mask")  # (windows, N, N), in the authors' files
     if masks is not None:
         img_size = math.isqrt(len(masks)) * window * patch_size

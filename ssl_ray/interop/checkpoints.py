@@ -62,6 +62,7 @@ def import_checkpoint(
     """
     everything = {k.removeprefix("module."): v for k, v in _read(path).items()}
     try:
+        _refuse_channels(architecture)
         dropped = _matching(everything, drop)
         tensors = {k: v for k, v in everything.items() if k not in dropped}
         source = identify(tensors, algorithm)
@@ -99,6 +100,16 @@ def import_checkpoint(
         fresh=(*report.missing, *misfits),
     )
     return Imported(backbone, algorithm, architecture is None, guess.assumed, report, misfits, dropped)
+
+
+def _refuse_channels(architecture: Spec | None) -> None:
+    """Raises UserError for a backbone that was asked for and that no image here would fit."""
+    channels = 3 if architecture is None else architecture.kwargs.get("in_channels", 3)
+    if channels != 3:
+        raise UserError(
+            f"backbone: in_channels={channels}, and images here have 3; leave in_channels out, then weights for images "
+            "of one channel are spread over three"
+        )
 
 
 def _matching(tensors: Mapping[str, Tensor], patterns: Sequence[str]) -> tuple[str, ...]:

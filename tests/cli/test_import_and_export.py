@@ -123,6 +123,22 @@ def test_import_resizes_positions_and_says_so(ssl_ray, elsewhere) -> None:
     assert err == "warning: pos_embed: positions for 16 patches resized to 64\n"
 
 
+def test_import_leaves_out_what_it_is_told_to(ssl_ray, elsewhere) -> None:
+    state = checkpoints.resnet().state_dict()
+    state |= {f"layer{i}.0.se.fc.weight": torch.zeros(1) for i in range(1, 5)}
+    torch.save(state, elsewhere / "x.pth")
+    status, out, err = ssl_ray("import", "x.pth")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "no place for layer*.*.se.fc.* (4, squeeze-and-excitation)" in err
+    assert "--drop 'layer*.*.se.fc.*'" in err
+    status, out, err = ssl_ray("import", "x.pth", "--drop", "layer*.*.se.fc.*", "--json")
+    assert (status, err) == (0, "")
+    told = json.loads(out)
+    assert told["dropped"] == [f"layer{i}.0.se.fc.weight" for i in range(1, 5)]
+    assert told["source"].endswith(", without layer*.*.se.fc.*")
+    assert "4 tensors left out as told" in " ".join(told["notes"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

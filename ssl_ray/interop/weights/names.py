@@ -175,9 +175,9 @@ def _with_a_position_for_each_token(entries: Entries) -> dict[str, tuple[str, Te
     register_key, registers = entries.get("reg_token", ("", positions[:, :0]))
     count = positions.shape[1]
     if registers.shape[1] and _square(count - 1 - registers.shape[1]):
-        apart = positions.split([1, registers.shape[1], count - 1 - registers.shape[1]], dim=1)
-        entries["reg_token"] = register_key, registers + apart[1]
-        entries["pos_embed"] = key, torch.cat([apart[0], apart[2]], dim=1)
+        first = 1 + registers.shape[1]
+        entries["reg_token"] = register_key, registers + positions[:, 1:first]
+        entries["pos_embed"] = key, torch.cat([positions[:, :1], positions[:, first:]], dim=1)
     elif _square(count) and not _square(count - 1):
         entries["pos_embed"] = key, torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
     return entries
