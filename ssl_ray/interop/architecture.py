@@ -53,7 +53,7 @@ def guess_architecture(
         return _swin(tensors, algorithm)
     if "cls_token" in tensors and "pos_embed" in tensors and "blocks.0.attn.qkv.weight" in tensors:
         return _vit(tensors, algorithm, class_token)
-    reasons = surplus.signs(tensors)
+    reasons = [sign for sign in surplus.signs(tensors) if sign not in ("layer scale", "register tokens")]
     if any(name.startswith("blocks.") for name in tensors):
         tokens = {"cls_token": "no class token", "pos_embed": "no table of positions"}
         reasons = [said for name, said in tokens.items() if name not in tensors] + reasons
@@ -202,7 +202,8 @@ def _vit_class(
     learned = bool(
         tensors["pos_embed"][:, 0].any()
     )  # MAE's and MoCo v3's are a table that has 0 for the class token
-    if class_token or layer_scale or registers is not None or classifies or learned:
+    more_than_mae = class_token or layer_scale or registers is not None or classifies or learned
+    if more_than_mae or algorithm is not None:
         more: dict[str, Any] = {"layer_scale": 1e-5} if layer_scale else {}
         return VisionTransformer, more | ({} if registers is None else {"num_registers": registers.shape[1]})
     return MAEViT, {}

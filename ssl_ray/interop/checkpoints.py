@@ -24,6 +24,7 @@ from ssl_ray.interop.weights import (
     read_state_dict,
     refuse_non_finite,
     surplus,
+    unwrapped,
 )
 from ssl_ray.spec import Spec
 
@@ -60,7 +61,7 @@ def import_checkpoint(
     as if the file did not have them; a tensor of its backbone that ours has no place for is an error otherwise. Raises
     UserError also if nothing fits, or a pattern matches nothing.
     """
-    everything = {k.removeprefix("module."): v for k, v in _read(path).items()}
+    everything = unwrapped(_read(path))
     try:
         _refuse_channels(architecture)
         dropped = _matching(everything, drop)

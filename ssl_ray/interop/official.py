@@ -34,7 +34,7 @@ class Source(NamedTuple):
         """Whether a file of these tensors (without `module.`) is of this source."""
         if self.outputs is not None:
             key, rows = self.outputs
-            if key not in tensors or len(tensors[key]) != rows:
+            if key not in tensors or tensors[key].shape[:1] != (rows,):
                 return False
         return all(any(key.startswith(mark) for key in tensors) for mark in self.marks)
 

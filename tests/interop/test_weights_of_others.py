@@ -146,6 +146,11 @@ def under_a_name_of_its_own() -> Theirs:
     return Theirs({"net": model.state_dict(), "best_accuracy": 0.5, "optimizer": {"state": {}}}, model, 64)
 
 
+def compiled() -> Theirs:
+    model = resnet()
+    return Theirs({"model": at("_orig_mod.module.", model.state_dict())}, model, 64)
+
+
 EQUAL: dict[str, tuple[Callable[[], Theirs], str, str]] = {
     # name: (maker, what it is said to be, its backbone here)
     "timm ViT": (vit_with_a_classifier, "a Vision Transformer in timm's names", "VisionTransformer"),
@@ -186,6 +191,7 @@ EQUAL: dict[str, tuple[Callable[[], Theirs], str, str]] = {
     "lightly": (lambda: lightly(children=False), "lightly", "ResNet"),
     "lightly, children": (lambda: lightly(children=True), "lightly", "ResNet"),
     "VISSL": (vissl, "VISSL", "ResNet"),
+    "torch.compile": (compiled, "a ResNet in torchvision's names", "ResNet"),
     "the only dict of tensors": (under_a_name_of_its_own, "a ResNet in torchvision's names", "ResNet"),
 }
 
@@ -249,8 +255,12 @@ def group_norms() -> nn.Module:
     return timm_resnet(norm_layer=GroupNorm1)
 
 
+def with_tensor(model: nn.Module, name: str, value: Tensor) -> dict[str, Tensor]:
+    return model.state_dict() | {name: value}
+
+
 # name: (maker, what the message names)
-REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "SE": (
         lambda: timm_resnet(block_args={"attn_layer": "se"}),
         r"no place for layer\*\.\*\.se\.fc1\.\* \(32, squeeze-and-excitation\)",
@@ -278,6 +288,30 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: timm().models.Beit(**VIT, num_classes=0, use_abs_pos_emb=False),
         r"\(no table of positions",
     ),
+    "BEiT": (
+        lambda: timm().models.Beit(
+            **VIT, num_classes=5, init_values=0.1, use_abs_pos_emb=False, use_rel_pos_bias=True
+        ),
+        r"\(no table of positions, relative positions",
+    ),
+    "Swin with positions": (
+        lambda: with_tensor(swin(""), "absolute_pos_embed", torch.zeros(1, 64, 8)),
+        r"absolute_pos_embed \(1, absolute positions\)",
+    ),
+    "something in the blocks": (
+        lambda: with_tensor(vit(), "blocks.1.mlp.gate", torch.zeros(1)),
+        r"no place for blocks\.\*\.mlp\.gate \(1\)",
+    ),
+    "something beside them": (
+        lambda: with_tensor(resnet(), "attn", torch.zeros(1)),
+        r"no place for attn \(1\)",
+    ),
+    "Hugging Face's names": (
+        lambda: at(
+            "vit.", nn.ModuleDict({"embeddings": nn.Linear(2, 2), "encoder": nn.Linear(2, 2)}).state_dict()
+        ),
+        r"at its top are vit \(4 tensors\)",
+    ),
     "DINOv3": (lambda: timm().create_model("vit_small_patch16_dinov3", depth=1), r"\(no table of positions"),
     "rotary positions without weights": (
         lambda: timm().create_model("vit_small_patch16_rope_ape_224", depth=1),
@@ -298,7 +332,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_give_the_same_features_is_refused(tmp_path, name) -> None:
     maker, said = REFUSED[name]
-    torch.save(maker().state_dict(), tmp_path / "theirs.pth")
+    made = maker()
+    torch.save(made.state_dict() if isinstance(made, nn.Module) else made, tmp_path / "theirs.pth")
     with pytest.raises(UserError, match=said) as error:
         import_checkpoint(tmp_path / "theirs.pth")
     assert "\n" not in str(error.value)

@@ -4,6 +4,7 @@ A load that silently loads nothing is the classic mistake here: everything that 
 """
 
 import logging
+import re
 import tempfile
 import warnings
 import zipfile
@@ -80,7 +81,7 @@ def load_backbone(backbone: nn.Module, source: str | Path | Mapping[str, Tensor]
     """
     origin = "weights" if isinstance(source, Mapping) else str(source)
     theirs = source if isinstance(source, Mapping) else read_state_dict(source)
-    theirs = {key.removeprefix("module."): value for key, value in theirs.items()}
+    theirs = unwrapped(theirs)
     own = backbone.state_dict()
 
     found = [entries_at(prefix, theirs) for prefix in PREFIXES]
@@ -112,19 +113,19 @@ def load_backbone(backbone: nn.Module, source: str | Path | Mapping[str, Tensor]
     return report
 
 
+def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what DistributedDataParallel and `torch.compile` put before their names."""
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in tensors.items()}
+
+
 def entries_at(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
     """The tensors under `prefix` in a file, under our names: {ours: (their key, value in our layout)}.
 
     Sobel filters stand beside the backbone in older versions of MMSelfSup.
     """
-    sobel = "sobel_layer." if prefix else prefix
-    return in_our_names(
-        {
-            key.removeprefix(prefix): (key, value)
-            for key, value in tensors.items()
-            if key.startswith((prefix, sobel) if sobel else prefix)
-        }
-    )
+    beginnings = (prefix, "sobel_layer.") if prefix else ("",)
+    inside = {k.removeprefix(prefix): (k, v) for k, v in tensors.items() if k.startswith(beginnings)}
+    return in_our_names(inside)
 
 
 def missing_of(
@@ -200,7 +201,8 @@ def read_state_dict(source: str | Path) -> dict[str, Tensor]:
     tensors = _tensors(_unpacked(content))
     if not tensors:
         raise UserError(
-            f"{path}: holds no state dict; looked at the top and under {', '.join(CONTAINERS)}; {_top(content)}"
+            f"{path}: holds no state dict; looked at the top and under {', '.join(CONTAINERS)}; {_top(content)}; "
+            "save the backbone's state_dict alone"
         )
     return tensors
 

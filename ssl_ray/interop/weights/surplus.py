@@ -15,14 +15,15 @@ _BESIDE = frozenset({
     "lm_head", "dino_head", "ibot_head", "neck", "projector", "projection_head", "projection", "predictor",
     "prediction_head", "prototypes", "contrastive_head", "momentum_projector", "momentum_classifier",
     "decoder", "decoder_embed", "decoder_blocks", "decoder_norm", "decoder_pred", "decoder_pos_embed", "mask_token",
-     "queue", "queue_ptr", "queue2", "queue2_ptr", "memory_bank",
+    "queue", "queue_ptr", "queue2", "queue2_ptr", "memory_bank",
 })  # fmt: skip
-# Ends of names of constants that follow from an architecture.
+# Ends of names of constants that follow from an architecture, and of a bias that cancels in the softmax.
 _CONSTANT = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask", "k_bias")
 # What a tensor that ours lacks is a sign of: part of its name -> in words.
 _SIGNS = {
     r"\.se\.conv": "efficient channel attention (ECA)",
     r"\.se\.": "squeeze-and-excitation",
+    r"\.(attns|ffns)\.": "parallel branches",
     r"\.ls\d?\.|gamma_?[12]": "layer scale",
     r"[qk]_norm": "norms of queries and keys",
     r"reg_token": "register tokens",
