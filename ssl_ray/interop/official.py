@@ -3,7 +3,7 @@
 A source is one entry of SOURCES: which keys give it away, and where in it the encoder that learns is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -12,35 +12,42 @@ from torch import Tensor
 from ssl_ray.errors import UserError
 from ssl_ray.interop.weights import PREFIXES, entries_at, groups
 
+Check = Callable[[Mapping[str, Tensor]], bool]
+
 
 class Source(NamedTuple):
     """A code base's checkpoint of an algorithm.
 
     algorithm: our name, None where the keys do not say. prefix: of the encoder that learns, after `module.`.
     marks: beginnings of keys; a file that has them all, and those of no entry before this one, is of this source.
-    outputs: where the keys alone would not tell, (key, how many rows its tensor has). small_stem: a ResNet's with 3x3
-    convolution. class_token: a Vision Transformer's features are its class token.
+    check: what else must be, where beginnings alone would not tell. small_stem: a ResNet's with a 3x3 convolution.
+    class_token: a Vision Transformer's features are its class token.
     """
 
     name: str
     algorithm: str | None
     prefix: str
     marks: tuple[str, ...]
-    outputs: tuple[str, int] | None = None
+    check: Check = lambda tensors: True
     small_stem: str = "small"
     class_token: bool = False
 
     def fits(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether a file of these tensors (without `module.`) is of this source."""
-        if self.outputs is not None:
-            key, rows = self.outputs
-            if key not in tensors or tensors[key].shape[:1] != (rows,):
-                return False
-        return all(any(key.startswith(mark) for key in tensors) for mark in self.marks)
+        marked = all(any(key.startswith(mark) for key in tensors) for mark in self.marks)
+        return marked and self.check(tensors)
 
 
-def _mmselfsup(algorithm: str, *marks: str, outputs: tuple[str, int] | None = None) -> Source:
-    return Source(f"MMSelfSup 1.x, {algorithm}", algorithm, "backbone.", ("backbone.", *marks), outputs)
+def _rows(key: str, count: int) -> Check:
+    return lambda tensors: key in tensors and tensors[key].shape[:1] == (count,)
+
+
+def _nothing_but(*parts: str) -> Check:
+    return lambda tensors: all(key.startswith(parts) for key in tensors)
+
+
+def _mmselfsup(algorithm: str, *marks: str, check: Check = lambda tensors: True) -> Source:
+    return Source(f"MMSelfSup 1.x, {algorithm}", algorithm, "backbone.", ("backbone.", *marks), check)
 
 
 def _mmselfsup_0(algorithm: str, prefix: str, *marks: str) -> Source:
@@ -61,7 +68,7 @@ SOURCES = (
     _mmselfsup("deepcluster", "backbone.sobel_layer.", "head.fc_cls."),
     _mmselfsup("deepcluster", "loss_weight", "head.fc_cls."),
     _mmselfsup_0("deepcluster", "backbone.", "sobel_layer.", "head.fc_cls."),
-    _mmselfsup("relative_loc", "head.fc_cls.", "neck.bn.", outputs=("head.fc_cls.weight", 8)),
+    _mmselfsup("relative_loc", "head.fc_cls.", "neck.bn.", check=_rows("head.fc_cls.weight", 8)),
     # DenseCL's own code is made of OpenSelfSup, as MMSelfSup 0.x is: their files have the same keys.
     Source("DenseCL's own code or MMSelfSup 0.x", "densecl", "encoder_q.0.", ("encoder_q.0.", "queue2")),
     _mmselfsup_0("moco", "encoder_q.0.", "queue"),
@@ -70,8 +77,8 @@ SOURCES = (
     _mmselfsup_0("simsiam", "encoder.0.", "head.predictor."),
     _mmselfsup("barlow_twins", "head.bn.", "neck.fc0."),
     _mmselfsup("simsiam", "head.predictor.", "neck.fc0."),
-    _mmselfsup("simclr", "neck.fc0."),
-    _mmselfsup("rotation_pred", "head.fc_cls.", outputs=("head.fc_cls.weight", 4)),
+    _mmselfsup("simclr", "neck.fc0.", check=_nothing_but("backbone.", "neck.")),
+    _mmselfsup("rotation_pred", "head.fc_cls.", check=_rows("head.fc_cls.weight", 4)),
     Source(
         "MoCo v2, facebookresearch/moco",
         "moco",
@@ -88,7 +95,14 @@ SOURCES = (
     Source("atten4vis/CAE", "cae", "encoder.", ("encoder.cls_token", "pretext_neck.")),
     # Lightning modules with a classifier that learns beside them. Many methods have the same keys.
     *(
-        Source("solo-learn", None, prefix, (prefix, "classifier.", second), None, "small_p2", True)
+        Source(
+            "solo-learn",
+            None,
+            prefix,
+            (prefix, "classifier.", second),
+            small_stem="small_p2",
+            class_token=True,
+        )
         for prefix in ("backbone.", "encoder.")
         for second in ("projector.", "momentum_projector.", "momentum_backbone.")
     ),
@@ -108,9 +122,15 @@ SOURCES = (
     Source("DINOv2's teacher", None, "backbone.", ("backbone.cls_token", "dino_head."), class_token=True),
     Source("lightly", None, "backbone.", ("backbone.", "projection_head.layers.")),
     Source("VISSL", None, "_feature_blocks.", ("_feature_blocks.",)),
-    Source("facebookresearch/swav", "swav", "", ("conv1.", "projection_head.", "prototypes.")),
+    Source("facebookresearch/swav", "swav", "", ("conv1.", "projection_head.", "prototypes.weight")),
+    Source(
+        "facebookresearch/swav, DeepCluster-v2 or SeLa-v2",
+        None,
+        "",
+        ("conv1.", "projection_head.", "prototypes.prototypes0."),
+    ),
     Source("facebookresearch/mae", "mae", "", ("cls_token", "decoder_embed.")),
-    Source("microsoft/SimMIM", "simmim", "encoder.", ("encoder.mask_token", "encoder.layers.")),
+    Source("microsoft/SimMIM", "simmim", "encoder.", ("encoder.mask_token", "encoder.layers.", "decoder.")),
     Source("a Vision Transformer in torchvision's names", None, "", ("class_token", "conv_proj.")),
     Source("a Swin Transformer in torchvision's names", None, "", ("features.1.0.attn.relative_",)),
     Source("a ResNet as a Sequential", None, "", ("0.weight", "4.0.conv1.")),
