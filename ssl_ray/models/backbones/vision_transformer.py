@@ -72,7 +72,8 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map of the patches (B, D, H / patch, W / patch) and class token (B, D) of images (B, C, H, W)."""
         tokens = self.tokens(x)
-        return tokens[:, 1:].transpose(1, 2).unflatten(2, self.patch_embed.grid), tokens[:, 0]
+        patches = tokens[:, 1:].transpose(1, 2)
+        return patches.reshape(*patches.shape[:2], *self.patch_embed.grid), tokens[:, 0]
 
     def tokens(self, x: Tensor) -> Tensor:
         """Features of the whole image: (B, C, H, W) -> (B, 1 + L, D), class token first."""
