@@ -120,6 +120,7 @@ SOURCES = (
         class_token=True,
     ),
     Source("DINOv2's teacher", None, "backbone.", ("backbone.cls_token", "dino_head."), class_token=True),
+    Source("lightly, DINO's teacher", None, "teacher_backbone.", ("teacher_backbone.", "student_backbone.")),
     Source("lightly", None, "backbone.", ("backbone.", "projection_head.layers.")),
     Source("VISSL", None, "_feature_blocks.", ("_feature_blocks.",)),
     Source("facebookresearch/swav", "swav", "", ("conv1.", "projection_head.", "prototypes.weight")),

@@ -150,7 +150,9 @@ def vissl() -> Theirs:
 
 def under_a_name_of_its_own() -> Theirs:
     model = resnet()
-    return Theirs({"net": model.state_dict(), "best_accuracy": 0.5, "optimizer": {"state": {}}}, model, 64)
+    return Theirs(
+        {"net": model.state_dict(), "best_accuracy": torch.tensor(0.5), "optimizer": {"state": {}}}, model, 64
+    )
 
 
 def compiled() -> Theirs:
@@ -229,6 +231,17 @@ def test_features_are_those_of_the_network_it_is_from(tmp_path, name) -> None:
     fresh = result.backbone.architecture.build().eval()
     load_backbone(fresh, tmp_path / "theirs.pth")
     agree(theirs, fresh)
+
+
+def test_of_lightlys_dino_the_teacher_is_taken(tmp_path) -> None:
+    """As its authors do; the example there takes a network of torchvision apart."""
+    model = resnet()
+    children = nn.Sequential(*list(model.children())[:-1]).state_dict()
+    state = at("teacher_backbone.", children) | at("student_backbone.", other(children))
+    torch.save(state | layer("student_head.layers.0", 4, 512), tmp_path / "theirs.pth")
+    result = import_checkpoint(tmp_path / "theirs.pth")
+    assert result.backbone.source == "theirs.pth: lightly, DINO's teacher"
+    agree(plain(model, 64), result.backbone.module)
 
 
 def beit() -> nn.Module:

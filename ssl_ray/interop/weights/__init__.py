@@ -212,7 +212,7 @@ def _unpacked(content: Any) -> Any:
     for container in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
             content = content[container]
-    if isinstance(content, Mapping) and not _tensors(content):
+    if isinstance(content, Mapping) and not any(value.ndim for value in _tensors(content).values()):
         inner = [value for value in content.values() if _tensors(value)]
         return inner[0] if len(inner) == 1 else content
     return content
