@@ -31,6 +31,14 @@ def import_checkpoint(
     partial: Annotated[
         bool, typer.Option("--partial", help="Accept less than the whole backbone; the rest stays untrained.")
     ] = False,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave out what matches, as 'layer*.*.se.*', of a backbone that ours lacks; can be repeated.",
+            metavar="PATTERN",
+            show_default="nothing of a backbone is left out",
+        ),
+    ] = None,
     as_json: JsonAtEnd = False,
 ) -> None:
     """Import a checkpoint of another code base."""
@@ -38,6 +46,7 @@ def import_checkpoint(
     from ssl_ray.experiments import names
     from ssl_ray.interop.backbone_file import write_backbone
     from ssl_ray.interop.checkpoints import import_checkpoint
+    from ssl_ray.models import VisionTransformer
     from ssl_ray.training.notices import Notices
 
     if algorithm is not None and algorithm not in names():
@@ -46,13 +55,17 @@ def import_checkpoint(
     console = make_console(as_json)
     notes: list[str] = []
     with Notices(notes.append):
-        result = import_checkpoint(file, algorithm, _architecture(backbone), partial)
+        result = import_checkpoint(file, algorithm, _architecture(backbone), partial, drop or ())
     write_backbone(result.backbone, target)
 
     trained, report = result.backbone, result.report
     notes = [*result.assumed, *notes]
     if result.backbone.fresh:
         notes.append(f"untrained, because {file.name} does not have them: {', '.join(trained.fresh)}")
+    if result.dropped:
+        notes.append(
+            f"{len(result.dropped)} tensors left out as told: features are not those of the network that was trained"
+        )
     if as_json:
         console.json_line(
             {
@@ -66,6 +79,7 @@ def import_checkpoint(
                 "missing": report.missing,
                 "misfits": result.misfits,
                 "unexpected": report.unexpected,
+                "dropped": result.dropped,
             }
         )
         return
@@ -90,6 +104,12 @@ def import_checkpoint(
     console.print(
         f"use it: ssl-ray pretrain {recipe} --set 'algorithm.backbone={trained.architecture}' "
         f"--set 'algorithm.pretrained={target.resolve()}'"
+        # What necks take of a Vision Transformer is its class token: no map to average.
+        + (
+            " --set algorithm.neck.with_avg_pool=False"
+            if trained.architecture.target is VisionTransformer
+            else ""
+        )
     )
 
 

@@ -1,8 +1,9 @@
 """Reads a checkpoint of another code base into a backbone of ours, and says what fitted."""
 
+import fnmatch
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_ray.errors import UserError
+from ssl_ray.errors import UserError, nearest
 from ssl_ray.interop.architecture import Guess, guess_architecture
 from ssl_ray.interop.backbone_file import TrainedBackbone
 from ssl_ray.interop.official import encoder_of, identify
 from ssl_ray.interop.weights import (
     DISPENSABLE,
     LoadReport,
+    in_colour,
     load_matched,
+    missing_of,
     read_state_dict,
     refuse_non_finite,
+    surplus,
+    unwrapped,
 )
 from ssl_ray.spec import Spec
 
@@ -29,7 +34,8 @@ class Imported:
     """A backbone that was read, and how.
 
     algorithm: our name of what trained it, if known. guessed: whether the architecture was. assumed: what of it the
-    weights did not say. misfits: tensors left out because their shape differs, {ours: (theirs, ours)}.
+    weights did not say. misfits: tensors left out because their shape differs, {ours: (theirs, ours)}. dropped: tensors
+    left out as told.
     """
 
     backbone: TrainedBackbone
@@ -38,53 +44,89 @@ class Imported:
     assumed: tuple[str, ...]
     report: LoadReport
     misfits: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    dropped: tuple[str, ...]
 
 
 def import_checkpoint(
-    path: Path, algorithm: str | None = None, architecture: Spec | None = None, partial: bool = False
+    path: Path,
+    algorithm: str | None = None,
+    architecture: Spec | None = None,
+    partial: bool = False,
+    drop: Sequence[str] = (),
 ) -> Imported:
     """Reads the backbone in `path`; whose file it is, and the architecture if not given, is told from its tensors.
 
     algorithm: whose checkpoint it must be. partial: tensors that are missing or have another shape keep the values a
-    fresh backbone has; they are an error otherwise. Raises UserError also if nothing fits.
+    fresh backbone has; they are an error otherwise. drop: shell patterns of keys (without `module.`) that are left out,
+    as if the file did not have them; a tensor of its backbone that ours has no place for is an error otherwise. Raises
+    UserError also if nothing fits, or a pattern matches nothing.
     """
-    tensors = {k.removeprefix("module."): v for k, v in _read(path).items()}
+    everything = unwrapped(_read(path))
     try:
+        _refuse_channels(architecture)
+        dropped = _matching(everything, drop)
+        tensors = {k: v for k, v in everything.items() if k not in dropped}
         source = identify(tensors, algorithm)
         algorithm = algorithm or source.algorithm
         entries = encoder_of(source, tensors)
         found = {name: value for name, (_, value) in entries.items()}
-        guess = Guess(architecture, ()) if architecture else guess_architecture(found, algorithm)
+        guess = (
+            Guess(architecture, ())
+            if architecture
+            else guess_architecture(found, algorithm, source.small_stem, source.class_token)
+        )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # what the file lacks starts alike each time
         module: nn.Module = guess.spec.build()
 
-    fitting, misfits = _fitting(module, found)
+    own = module.state_dict()
+    fitting, misfits = _fitting(
+        own, {k: in_colour(k, v, own[k]) if k in own else v for k, v in found.items()}
+    )
     report = LoadReport(
         matched=tuple(fitting),
-        missing=tuple(k for k in _wanted(module) if k not in found),
-        unexpected=tuple(k for k in tensors if k not in {entries[name][0] for name in fitting}),
+        missing=missing_of(module, found, but=("num_batches_tracked",)),
+        unexpected=tuple(k for k in everything if k not in {entries[name][0] for name in fitting}),
     )
     refuse_non_finite(fitting, str(path))
-    _refuse(path, guess.spec, report, misfits, partial)
+    _refuse(path, guess.spec, report, misfits, surplus.inside(entries, own), partial)
     load_matched(module, fitting, LoadReport(report.matched, (), report.unexpected), str(path))
     backbone = TrainedBackbone(
         guess.spec,
         module.eval(),
-        f"{path.name}: {source.name}",
+        f"{path.name}: {source.name}" + (f", without {', '.join(drop)}" if drop else ""),
         _image_size(guess.spec),
         fresh=(*report.missing, *misfits),
     )
-    return Imported(backbone, algorithm, architecture is None, guess.assumed, report, misfits)
+    return Imported(backbone, algorithm, architecture is None, guess.assumed, report, misfits, dropped)
+
+
+def _refuse_channels(architecture: Spec | None) -> None:
+    """Raises UserError for a backbone that was asked for and that no image here would fit."""
+    channels = 3 if architecture is None else architecture.kwargs.get("in_channels", 3)
+    if channels != 3:
+        raise UserError(
+            f"backbone: in_channels={channels}, and images here have 3; leave in_channels out, then weights for images "
+            "of one channel are spread over three"
+        )
+
+
+def _matching(tensors: Mapping[str, Tensor], patterns: Sequence[str]) -> tuple[str, ...]:
+    """The keys that any of the patterns matches. Raises UserError for a pattern that matches none."""
+    for pattern in patterns:
+        if not fnmatch.filter(tensors, pattern):
+            raise UserError(
+                f"drop: {pattern!r} matches no tensor; {nearest(pattern, map(surplus.pattern, tensors))}"
+            )
+    return tuple(k for k in tensors if any(fnmatch.fnmatchcase(k, pattern) for pattern in patterns))
 
 
 def _fitting(
-    module: nn.Module, found: Mapping[str, Tensor]
+    own: Mapping[str, Tensor], found: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, tuple[tuple[int, ...], tuple[int, ...]]]]:
     """What can be loaded, and what cannot because of its shape. Positions of another grid can: they are resized."""
-    own = module.state_dict()
     fitting = {
         k: v for k, v in found.items() if k in own and (v.shape == own[k].shape or _resizable(k, v, own))
     }
@@ -100,27 +142,39 @@ def _resizable(key: str, value: Tensor, own: Mapping[str, Tensor]) -> bool:
     return math.isqrt(value.shape[1] - 1) ** 2 == value.shape[1] - 1
 
 
-def _wanted(module: nn.Module) -> list[str]:
-    """The tensors that matter: batch norm's counters do not."""
-    return [k for k in module.state_dict() if not k.endswith("num_batches_tracked")]
+def _refuse(
+    path: Path,
+    spec: Spec,
+    report: LoadReport,
+    misfits: Mapping[str, Any],
+    left: Sequence[str],
+    partial: bool,
+) -> None:
+    """Raises UserError for what makes other features of the backbone than it was trained to give.
 
-
-def _refuse(path: Path, spec: Spec, report: LoadReport, misfits: Mapping[str, Any], partial: bool) -> None:
+    left: keys of tensors of their backbone that ours has no place for.
+    """
     if not [k for k in report.matched if not k.endswith("num_batches_tracked")]:
         raise UserError(f"{path}: no tensor fits {spec}; give the --backbone that was trained")
+    problems, remedies = [], []
     missing = [key for key in report.missing if not key.endswith(DISPENSABLE)]
-    if partial or not (missing or misfits):
-        return
-    problems = []
-    if missing:
+    if missing and not partial:
         problems.append(f"{len(missing)} tensors are missing ({', '.join(missing[:3])}, ...)")
-    if misfits:
+    if misfits and not partial:
         name, (theirs, ours) = next(iter(misfits.items()))
         problems.append(f"{len(misfits)} have another shape ({name}: {list(theirs)}, wanted {list(ours)})")
-    raise UserError(
-        f"{path}: not the whole of {spec}: {' and '.join(problems)}; give the --backbone that was trained, "
-        "or --partial to leave them untrained"
-    )
+    if problems:
+        remedies.append("--partial to leave them untrained")
+    if left:
+        problems.append(f"it has no place for {surplus.described(left)}")
+        remedies.append(
+            f"--drop '{surplus.pattern(left[0])}' (one for each kind) for other features than were trained"
+        )
+    if problems:
+        raise UserError(
+            f"{path}: not the whole of {spec}: {' and '.join(problems)}; give the --backbone that was trained, or "
+            f"{', '.join(remedies)}"
+        )
 
 
 def _image_size(spec: Spec) -> int:

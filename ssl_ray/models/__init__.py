@@ -25,6 +25,7 @@ from ssl_ray.models.backbones import (
     ResNet,
     ResNetSobel,
     SimMIMSwinTransformer,
+    VisionTransformer,
 )
 from ssl_ray.models.base import BaseModel, Output, ParamGroup, Progress, Samples, Views
 from ssl_ray.models.classifier import Classifier
@@ -139,4 +140,5 @@ __all__ = [
     "Teacher",
     "Tokenizer",
     "Views",
+    "VisionTransformer",
 ]

@@ -41,7 +41,7 @@ def layers(backbone: nn.Module) -> Layers:
 def _vit(depth: int) -> Layers:
     def of(name: str) -> int:
         first, _, rest = name.partition(".")
-        if first in ("cls_token", "pos_embed", "mask_token", "patch_embed"):
+        if first in ("cls_token", "reg_token", "pos_embed", "mask_token", "patch_embed"):
             return 0
         return int(rest.partition(".")[0]) + 1 if first == "blocks" else depth + 1
 

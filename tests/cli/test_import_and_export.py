@@ -123,6 +123,22 @@ def test_import_resizes_positions_and_says_so(ssl_ray, elsewhere) -> None:
     assert err == "warning: pos_embed: positions for 16 patches resized to 64\n"
 
 
+def test_import_leaves_out_what_it_is_told_to(ssl_ray, elsewhere) -> None:
+    state = checkpoints.resnet().state_dict()
+    state |= {f"layer{i}.0.se.fc.weight": torch.zeros(1) for i in range(1, 5)}
+    torch.save(state, elsewhere / "x.pth")
+    status, out, err = ssl_ray("import", "x.pth")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "no place for layer*.*.se.fc.* (4, squeeze-and-excitation)" in err
+    assert "--drop 'layer*.*.se.fc.*'" in err
+    status, out, err = ssl_ray("import", "x.pth", "--drop", "layer*.*.se.fc.*", "--json")
+    assert (status, err) == (0, "")
+    told = json.loads(out)
+    assert told["dropped"] == [f"layer{i}.0.se.fc.weight" for i in range(1, 5)]
+    assert told["source"].endswith(", without layer*.*.se.fc.*")
+    assert "4 tensors left out as told" in " ".join(told["notes"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -133,12 +149,17 @@ def test_import_resizes_positions_and_says_so(ssl_ray, elsewhere) -> None:
         (["x.pth", "--backbone=moco"], "not the whole of ResNet(depth=50)"),
         (["x.pth", "--out=x.pth"], "neither a folder nor a .safetensors file"),
         (["x.pth", "--out=no/x.safetensors"], "'no' is no folder"),
-        (["y.pth"], "no checkpoint that is known here; its keys are features.0.weight"),
+        (
+            ["y.pth"],
+            "no checkpoint that is known here; at its top are features (2 tensors), classifier; save",
+        ),
+        (["x.pth", "--drop=layer5.*"], "drop: 'layer5.*' matches no tensor; did you mean 'layer*.*."),
     ],
 )
 def test_import_mistakes_are_one_line(ssl_ray, elsewhere, arguments, said) -> None:
     torch.save(checkpoints.resnet().state_dict(), elsewhere / "x.pth")
-    torch.save({"features.0.weight": torch.zeros(1)}, elsewhere / "y.pth")
+    unknown = {f"{name}.weight": torch.zeros(1) for name in ("features.0", "features.1", "classifier")}
+    torch.save(unknown, elsewhere / "y.pth")
     status, out, err = ssl_ray("import", *arguments)
     assert (status, out) == (2, "")
     assert err.startswith("ssl-ray: ")

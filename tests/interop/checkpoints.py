@@ -140,8 +140,15 @@ def swav() -> Theirs:
     return Theirs(theirs, features, 64)
 
 
+def mae_vit() -> nn.Module:
+    """Positions are a table that has 0 for the class token."""
+    model: Any = vit("avg")
+    model.pos_embed.data[:, 0] = 0
+    return model
+
+
 def mae() -> Theirs:
-    model = vit("avg")
+    model = mae_vit()
     decoder = (
         layer("decoder_embed", 8, 192) | layer("decoder_blocks.0.attn.qkv", 24, 8) | layer("decoder_pred")
     )
@@ -150,7 +157,7 @@ def mae() -> Theirs:
 
 
 def mae_encoder() -> Theirs:
-    model = vit("avg")
+    model = mae_vit()
     return Theirs({"model": model.state_dict()}, model, 32)
 
 

@@ -228,7 +228,7 @@ def test_two_different_encoders_are_refused(tmp_path) -> None:
     {"depth": 34},
     {"depth": 101, "width": 8},
     {"depth": 18, "width": 8, "stem_width": 16, "stem": "small"},
-    {"depth": 50, "width": 4, "in_channels": 1},
+    {"depth": 50, "width": 4},
 ])  # fmt: skip
 def test_the_shape_of_a_resnet_is_read_off(tmp_path, arguments) -> None:
     torch.save(ResNet(**arguments).state_dict(), tmp_path / "x.pth")

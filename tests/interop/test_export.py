@@ -10,7 +10,15 @@ from torch import nn
 from ssl_ray.errors import UserError
 from ssl_ray.interop.backbone_file import TrainedBackbone, read_backbone
 from ssl_ray.interop.export import FORMATS, export, format_of
-from ssl_ray.models import CAEViT, MAEViT, MoCoV3ViT, ResNet, ResNetSobel, SimMIMSwinTransformer
+from ssl_ray.models import (
+    CAEViT,
+    MAEViT,
+    MoCoV3ViT,
+    ResNet,
+    ResNetSobel,
+    SimMIMSwinTransformer,
+    VisionTransformer,
+)
 from ssl_ray.models.encoder import pooled
 from ssl_ray.spec import Spec
 from tests.interop.checkpoints import randomized, timm
@@ -22,6 +30,7 @@ SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_head
 MAE = Spec(MAEViT, **SIZES, mlp_ratio=2.0)
 MOCO_V3 = Spec(MoCoV3ViT, **SIZES)
 CAE = Spec(CAEViT, **SIZES)
+PLAIN = Spec(VisionTransformer, **SIZES)
 CAE_WITH_K_BIAS = CAE.replace(k_bias=True)
 SWIN = Spec(
     SimMIMSwinTransformer,
@@ -104,6 +113,26 @@ def test_torchvision(tmp_path) -> None:
             ),
         ),
         (
+            PLAIN.replace(pool="mean"),
+            lambda models: models.VisionTransformer(
+                16, 4, embed_dim=24, depth=2, num_heads=3, num_classes=0, global_pool="avg", fc_norm=False
+            ),
+        ),
+        (
+            PLAIN.replace(layer_scale=0.1, num_registers=2),
+            lambda models: models.VisionTransformer(
+                16,
+                4,
+                embed_dim=24,
+                depth=2,
+                num_heads=3,
+                num_classes=0,
+                init_values=1.0,
+                reg_tokens=2,
+                no_embed_class=True,
+            ),
+        ),
+        (
             SWIN,
             lambda models: models.SwinTransformer(
                 24, 2, embed_dim=8, depths=(2, 2, 2), num_heads=(1, 2, 4), window_size=4, num_classes=0
@@ -150,7 +179,7 @@ def test_images_of_one_channel(tmp_path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated")
-@pytest.mark.parametrize("architecture", [NARROW, MAE, MOCO_V3, CAE, SWIN])
+@pytest.mark.parametrize("architecture", [NARROW, MAE, MOCO_V3, CAE, PLAIN.replace(num_registers=2), SWIN])
 def test_torchscript(tmp_path, architecture) -> None:
     backbone = trained(architecture, 16 if architecture is NARROW else None)
     assert export(backbone, "torchscript", tmp_path / "x.ts").difference < 1e-4

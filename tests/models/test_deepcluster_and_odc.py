@@ -176,7 +176,29 @@ def test_sobel_sees_edges_and_no_colours():
     right[:, 0, :, 4:] = 9.0  # all of it in red
     torch.testing.assert_close(backbone.sobel(right), edges)
     assert backbone(torch.randn(2, 3, 32, 32))[0].shape == (2, 64, 1, 1)
-    assert not [name for name in backbone.state_dict() if "sobel" in name]
+
+
+def test_checkpoints_from_before_the_filters_were_kept_have_sobels():
+    backbone = ResNetSobel(18, width=8)
+    state = backbone.state_dict()
+    assert {name for name in state if name.startswith("sobel.")} == {
+        f"sobel.{part}{bias}" for part in ("gray", "filters") for bias in ("", "_bias")
+    }
+    old = {name: value for name, value in state.items() if not name.startswith("sobel.")}
+    other = ResNetSobel(18, width=8)
+    torch.nn.init.normal_(other.sobel.filters)
+    other.load_state_dict(old)
+    torch.testing.assert_close(other.state_dict(), state, rtol=0, atol=0)
+    del state["sobel.gray"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*sobel\.gray"):  # some of them are no old checkpoint
+        other.load_state_dict(state)
+
+
+def test_nothing_of_sobel_is_trained():
+    model = DeepCluster(ResNetSobel(18, width=8), ClsHead(64, 5), IMAGES)
+    trained = {id(p) for group in model.param_groups() for p in group.params}
+    assert trained.isdisjoint(id(buffer) for buffer in model.backbone.sobel.buffers())
+    assert not list(model.backbone.sobel.parameters())
 
 
 def test_odc_starts_with_k_means_of_the_necks_features():
@@ -290,7 +312,7 @@ def test_a_memory_that_does_not_fit_is_refused():
         ODC(ResNet(18, width=8), ODCNeck(64, 16, 8), ClsHead(8, 5), ODCMemory(IMAGES, 8, 4))
 
 
-def test_mmselfsups_sobel_backbone_goes_both_ways():
+def test_mmselfsups_sobel_backbone_goes_both_ways(caplog):
     config = {
         "type": "DeepCluster",
         "backbone": {
@@ -316,6 +338,12 @@ def test_mmselfsups_sobel_backbone_goes_both_ways():
     mmselfsup.load_state_dict(other, theirs)
     torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
     assert torch.allclose(model.loss_weight, torch.full((5,), 0.2))
-    # A run of theirs that initialises its weights draws these, too, and keeps them.
-    with pytest.raises(UserError, match=r"sobel\.1\.weight holds other numbers than DeepCluster has there"):
-        mmselfsup.load_state_dict(other, theirs | {f"{prefix}.1.weight": torch.ones(2, 1, 3, 3)})
+    assert not caplog.records
+    # A run of theirs that initialises its weights draws these, too, and keeps them: they are what the stem was fed.
+    drawn = theirs | {name: torch.randn_like(value) for name, value in sobel.items()}
+    mmselfsup.load_state_dict(other, drawn)
+    assert "the filters are other numbers than Sobel's; they are used as they are" in caplog.text
+    gray = F.conv2d(images, drawn[f"{prefix}.0.weight"], drawn[f"{prefix}.0.bias"])
+    expected = F.conv2d(gray, drawn[f"{prefix}.1.weight"], drawn[f"{prefix}.1.bias"], padding=1)
+    torch.testing.assert_close(other.backbone.sobel(images), expected)
+    torch.testing.assert_close(mmselfsup.to_state_dict(other), drawn, rtol=0, atol=0)

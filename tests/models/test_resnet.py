@@ -22,7 +22,12 @@ def test_equals_torchvision_for_the_same_weights(depth):
 
 @pytest.mark.parametrize(
     ("stem", "sides"),
-    [("imagenet", (16, 8, 4, 2, 1)), ("small", (32, 32, 16, 8, 4)), ("small_s2", (16, 16, 8, 4, 2))],
+    [
+        ("imagenet", (16, 8, 4, 2, 1)),
+        ("small", (32, 32, 16, 8, 4)),
+        ("small_s2", (16, 16, 8, 4, 2)),
+        ("small_p2", (34, 34, 17, 9, 5)),
+    ],
 )
 def test_maps_of_each_stem(stem, sides):
     net = ResNet(18, width=4, stem=stem, stem_width=6, out_indices=range(5)).eval()

@@ -10,7 +10,15 @@ import torch
 from ssl_ray.data.labels import LabelBudget, LabelledPart
 from ssl_ray.data.source import open_dataset
 from ssl_ray.interop.backbone_file import TrainedBackbone, write_backbone
-from ssl_ray.models import CAEViT, MAEViT, MoCoV3ViT, ResNet, ResNetSobel, SimMIMSwinTransformer
+from ssl_ray.models import (
+    CAEViT,
+    MAEViT,
+    MoCoV3ViT,
+    ResNet,
+    ResNetSobel,
+    SimMIMSwinTransformer,
+    VisionTransformer,
+)
 from ssl_ray.recipe import Recipe
 from ssl_ray.resolve import resolve
 from ssl_ray.spec import Spec
@@ -24,6 +32,7 @@ BACKBONES = {
     "mae": Spec(MAEViT, **VIT),
     "moco_v3": Spec(MoCoV3ViT, **VIT),
     "cae": Spec(CAEViT, **VIT),
+    "vit": Spec(VisionTransformer, **VIT, num_registers=2, layer_scale=0.1),
     "swin": Spec(
         SimMIMSwinTransformer,
         img_size=28,

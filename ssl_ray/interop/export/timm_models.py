@@ -8,11 +8,18 @@ from torch import Tensor
 from ssl_ray.interop.backbone_file import TrainedBackbone
 from ssl_ray.interop.export.format import Features, Format, arguments, needed
 from ssl_ray.interop.export.torchvision_models import resnet_refusal
-from ssl_ray.interop.weights import merging_moved
-from ssl_ray.models.backbones import CAEViT, MAEViT, MoCoV3ViT, ResNet, SimMIMSwinTransformer
+from ssl_ray.interop.weights.names import merging_moved
+from ssl_ray.models.backbones import (
+    CAEViT,
+    MAEViT,
+    MoCoV3ViT,
+    ResNet,
+    SimMIMSwinTransformer,
+    VisionTransformer,
+)
 from ssl_ray.models.backbones.swin import SwinBlock
 
-_VITS = (MAEViT, MoCoV3ViT, CAEViT)
+_VITS = (MAEViT, MoCoV3ViT, CAEViT, VisionTransformer)
 
 
 def _refusal(backbone: TrainedBackbone) -> str | None:
@@ -47,8 +54,12 @@ def _call(backbone: TrainedBackbone) -> tuple[str, dict[str, Any]]:
     if target is CAEViT and not ours["k_bias"]:
         return "Beit", common | scale | {"global_pool": "avg", "use_fc_norm": False}
     # Our features are the mean of patch tokens after the norm, or the class token.
-    pool = {"global_pool": "token"} if target is MoCoV3ViT else {"global_pool": "avg", "fc_norm": False}
-    return "VisionTransformer", common | scale | pool
+    token = target is MoCoV3ViT or ours.get("pool") == "token"
+    pool = {"global_pool": "token"} if token else {"global_pool": "avg", "fc_norm": False}
+    registers = ours.get("num_registers", 0)
+    # Registers have no position of their own in ours; there, if they have none, the class token has none either.
+    apart = {"reg_tokens": registers, "no_embed_class": True} if registers else {}
+    return "VisionTransformer", common | scale | pool | apart
 
 
 def _their_key(key: str, backbone: TrainedBackbone) -> str | None:
@@ -70,6 +81,10 @@ def _write(backbone: TrainedBackbone, path: Path) -> None:
     for key, value in backbone.module.state_dict().items():
         if (name := _their_key(key, backbone)) is not None:
             theirs[name] = value.contiguous()
+    if "reg_token" in theirs:  # what is added to the class token can as well be part of it
+        positions = theirs["pos_embed"]
+        theirs["cls_token"] = theirs["cls_token"] + positions[:, :1]
+        theirs["pos_embed"] = positions[:, 1:].contiguous()
     path.write_bytes(save(theirs, {"format": "pt"}))
 
 

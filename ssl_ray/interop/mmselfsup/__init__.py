@@ -30,7 +30,8 @@ from ssl_ray.interop.mmselfsup import (
 )
 from ssl_ray.interop.mmselfsup.config import Config, type_of
 from ssl_ray.interop.mmselfsup.correspondence import Correspondence
-from ssl_ray.interop.weights import LoadReport, load_matched, read_state_dict, renamed
+from ssl_ray.interop.weights import LoadReport, load_matched, read_state_dict
+from ssl_ray.interop.weights.names import renamed
 from ssl_ray.models import BaseModel
 
 
@@ -50,7 +51,7 @@ def load_state_dict(model: BaseModel, state_dict: Mapping[str, Tensor]) -> LoadR
     """Loads an MMSelfSup state dict (weights, teacher, queue) into a model of the same algorithm.
 
     Raises UserError if a tensor of the model is missing (BN's batch counters may be) or has another shape, or if one
-    that ours computes (Sobel filters, a second copy of a norm) holds something else.
+    that ours computes (a second copy of a norm) holds something else.
     """
     entry = _lookup(type(model).__name__)
     renames = entry.renames(model)

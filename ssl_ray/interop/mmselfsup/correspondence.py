@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ssl_ray.interop.mmselfsup.config import Config
-from ssl_ray.interop.weights import Rename
+from ssl_ray.interop.weights.names import Rename
 from ssl_ray.models.base import BaseModel
 
 Layout = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]

@@ -1,14 +1,10 @@
 """DeepCluster of MMSelfSup. Its labels belong to the data set there, and clustering to a hook's config."""
 
-from collections.abc import Mapping
-
-import torch
-from torch import Tensor
-
 from ssl_ray.interop.mmselfsup.config import Config, Readers, arguments_of, build_parts
-from ssl_ray.interop.mmselfsup.correspondence import Correspondence
+from ssl_ray.interop.mmselfsup.correspondence import Correspondence, under
 from ssl_ray.interop.mmselfsup.modules import COMMON, resnet_arguments
-from ssl_ray.models import AvgPool2dNeck, BaseModel, DeepCluster, ResNetSobel
+from ssl_ray.interop.weights.names import MM_SOBEL
+from ssl_ray.models import AvgPool2dNeck, DeepCluster, ResNetSobel
 
 
 def _resnet_sobel(config: Config) -> ResNetSobel:
@@ -30,17 +26,8 @@ def _deepcluster(config: Config) -> DeepCluster:
     return DeepCluster(**build_parts(config, _READERS), **arguments, weights_sum_to_one=True)
 
 
-def _sobel_layers(model: BaseModel) -> Mapping[str, Tensor]:
-    """Their frozen convolutions: the mean of the channels, then both derivatives."""
-    if not isinstance(model.backbone, ResNetSobel):
-        return {}
-    filters = model.backbone.sobel.filters
-    layers = ((torch.full((1, 3, 1, 1), 1 / 3), torch.zeros(1)), (filters, torch.zeros(2)))
-    return {
-        f"backbone.sobel_layer.sobel.{i}.{name}": value
-        for i, layer in enumerate(layers)
-        for name, value in zip(("weight", "bias"), layer, strict=True)
-    }
-
-
-CORRESPONDENCE = Correspondence(_deepcluster, derived=_sobel_layers, elsewhere=frozenset({"labels"}))
+CORRESPONDENCE = Correspondence(
+    _deepcluster,
+    lambda model: under("backbone.", MM_SOBEL),
+    elsewhere=frozenset({"labels"}),
+)

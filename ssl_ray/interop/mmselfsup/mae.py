@@ -11,7 +11,7 @@ from ssl_ray.interop.mmselfsup.config import (
 )
 from ssl_ray.interop.mmselfsup.correspondence import Correspondence, under
 from ssl_ray.interop.mmselfsup.modules import COMMON, VIT_FIXED, vit_architecture
-from ssl_ray.interop.weights import MM_VIT, Rename
+from ssl_ray.interop.weights.names import MM_VIT, Rename
 from ssl_ray.models import MAE, MAEPretrainDecoder, MAEPretrainHead, MAEReconstructionLoss, MAEViT
 
 

@@ -3,7 +3,7 @@
 from ssl_ray.interop.mmselfsup.config import Config, Readers, arguments_of, build_parts
 from ssl_ray.interop.mmselfsup.correspondence import POINTER_LAYOUT, QUEUE_LAYOUT, Correspondence, teacher_at
 from ssl_ray.interop.mmselfsup.modules import COMMON
-from ssl_ray.interop.weights import Rename
+from ssl_ray.interop.weights.names import Rename
 from ssl_ray.models import BaseModel, MoCo, NonLinearNeck
 
 

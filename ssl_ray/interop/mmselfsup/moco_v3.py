@@ -14,7 +14,7 @@ from ssl_ray.interop.mmselfsup.config import (
 )
 from ssl_ray.interop.mmselfsup.correspondence import Correspondence, teacher_at, under
 from ssl_ray.interop.mmselfsup.modules import COMMON, VIT_FIXED, vit_architecture
-from ssl_ray.interop.weights import MM_VIT, Rename
+from ssl_ray.interop.weights.names import MM_VIT, Rename
 from ssl_ray.models import BaseModel, MoCoV3, MoCoV3Head, MoCoV3ViT
 
 

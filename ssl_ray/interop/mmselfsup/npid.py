@@ -8,7 +8,7 @@ from torch import Tensor
 from ssl_ray.interop.mmselfsup.config import Config, arguments_of, build_module, build_parts
 from ssl_ray.interop.mmselfsup.correspondence import Correspondence
 from ssl_ray.interop.mmselfsup.modules import COMMON
-from ssl_ray.interop.weights import Rename
+from ssl_ray.interop.weights.names import Rename
 from ssl_ray.models import NPID, BaseModel, SimpleMemory
 
 

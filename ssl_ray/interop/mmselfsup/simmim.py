@@ -17,7 +17,7 @@ from ssl_ray.interop.mmselfsup.config import (
 )
 from ssl_ray.interop.mmselfsup.correspondence import Correspondence, under
 from ssl_ray.interop.mmselfsup.modules import COMMON
-from ssl_ray.interop.weights import MM_SWIN, Rename, merging_from_mm, merging_to_mm
+from ssl_ray.interop.weights.names import MM_SWIN, Rename, merging_from_mm, merging_to_mm
 from ssl_ray.models import (
     BaseModel,
     SimMIM,

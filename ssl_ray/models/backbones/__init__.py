@@ -6,6 +6,7 @@ from ssl_ray.models.backbones.moco_v3_vit import MoCoV3ViT
 from ssl_ray.models.backbones.resnet import ResNet
 from ssl_ray.models.backbones.resnet_sobel import ResNetSobel
 from ssl_ray.models.backbones.simmim_swin import SimMIMSwinTransformer
+from ssl_ray.models.backbones.vision_transformer import VisionTransformer
 
 __all__ = [
     "CAEViT",
@@ -14,4 +15,5 @@ __all__ = [
     "ResNet",
     "ResNetSobel",
     "SimMIMSwinTransformer",
+    "VisionTransformer",
 ]

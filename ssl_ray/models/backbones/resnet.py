@@ -79,8 +79,13 @@ LAYOUTS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
     101: (Bottleneck, (3, 4, 23, 3)),
     152: (Bottleneck, (3, 8, 36, 3)),
 }
-# stem -> (kernel, stride, max-pool after it)
-STEMS = {"imagenet": (7, 2, True), "small": (3, 1, False), "small_s2": (3, 2, False)}
+# stem -> (kernel, stride, padding, max-pool after it)
+STEMS = {
+    "imagenet": (7, 2, 3, True),
+    "small": (3, 1, 1, False),
+    "small_s2": (3, 2, 1, False),
+    "small_p2": (3, 1, 2, False),
+}
 
 
 class ResNet(nn.Module):
@@ -92,7 +97,8 @@ class ResNet(nn.Module):
         depth: 18, 34, 50, 101 or 152.
         width: channels of the first stage's blocks; the stages have width x 1, 2, 4, 8 (x 4 in bottlenecks).
         stem: "imagenet" (7x7 stride 2, max-pool), "small" (3x3 stride 1, for images up to 64 px; the CIFAR
-            stem of the SimCLR paper), "small_s2" (3x3 stride 2: a quarter of the cost of "small").
+            stem of the SimCLR paper), "small_s2" (3x3 stride 2: a quarter of the cost of "small"),
+            "small_p2" (as "small", but padded by 2 cells, so that the map is larger: solo-learn's for CIFAR).
         zero_init_residual: start every residual branch at zero (Goyal et al. 2017, arXiv 1706.02677).
         in_channels: channels of the images.
         out_indices: maps to return, ascending: 0 the stem (before max-pool), 1..4 the stages.
@@ -105,7 +111,7 @@ class ResNet(nn.Module):
         self,
         depth: int = 50,
         width: int = 64,
-        stem: Literal["imagenet", "small", "small_s2"] = "imagenet",
+        stem: Literal["imagenet", "small", "small_s2", "small_p2"] = "imagenet",
         zero_init_residual: bool = False,
         in_channels: int = 3,
         out_indices: Sequence[int] = (4,),
@@ -122,10 +128,10 @@ class ResNet(nn.Module):
             )
         self.out_indices = tuple(out_indices)
         block, blocks_per_stage = LAYOUTS[depth]
-        kernel, stride, pool = STEMS[stem]
+        kernel, stride, padding, pool = STEMS[stem]
         channels = stem_width or width
 
-        self.conv1 = nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, channels, kernel, stride, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if pool else nn.Identity()

@@ -20,7 +20,7 @@ class ResNetSobel(ResNet):
         self,
         depth: int = 50,
         width: int = 64,
-        stem: Literal["imagenet", "small", "small_s2"] = "imagenet",
+        stem: Literal["imagenet", "small", "small_s2", "small_p2"] = "imagenet",
         zero_init_residual: bool = False,
         out_indices: Sequence[int] = (4,),
         stem_width: int | None = None,

@@ -83,21 +83,46 @@ class MLP(nn.Module):
         return projected
 
 
-class Block(nn.Module):
-    """Pre-norm Transformer block. `drop_path`: probability to skip a residual branch, per image (arXiv 1603.09382)."""
+class LayerScale(nn.Module):
+    """Learned factors (dim,) of a residual branch, `start` at first. Source: arXiv 2103.17239, section 2."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
+    def __init__(self, dim: int, start: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Pre-norm Transformer block.
+
+    drop_path: probability to skip a residual branch, per image (arXiv 1603.09382). layer_scale: start of the factors of
+    the residual branches; 0 leaves them out.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        layer_scale: float = 0.0,
+    ) -> None:
         super().__init__()
         self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads)
+        self.ls1 = LayerScale(dim, layer_scale) if layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = MLP(dim, int(dim * mlp_ratio))
+        self.ls2 = LayerScale(dim, layer_scale) if layer_scale else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        x = x + dropped(self.attn(self.norm1(x)), self.drop_path, self.training)
-        return x + dropped(self.mlp(self.norm2(x)), self.drop_path, self.training)
+        x = x + dropped(self.ls1(self.attn(self.norm1(x))), self.drop_path, self.training)
+        return x + dropped(self.ls2(self.mlp(self.norm2(x))), self.drop_path, self.training)
 
 
 def xavier_init(module: nn.Module) -> None:

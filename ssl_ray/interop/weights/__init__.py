@@ -4,23 +4,25 @@ A load that silently loads nothing is the classic mistake here: everything that 
 """
 
 import logging
+import re
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ssl_ray.errors import UserError, nearest
+from ssl_ray.interop.weights import surplus
+from ssl_ray.interop.weights.names import Entries, in_our_names
 from ssl_ray.redact import redact
 
 logger = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
 
 # Where code bases put the network that learns; momentum encoders are left out on purpose. Ties go to the first.
 PREFIXES = (
@@ -35,87 +37,26 @@ PREFIXES = (
     "encoder.0.",
     "model.",
     "model.backbone.",
+    "_feature_blocks.",
 )
 # Ends of keys that a backbone can do without, for no feature of an image depends on them: they start anew.
 DISPENSABLE = ("num_batches_tracked", "mask_token")
-# Keys under which files hold the state dict.
-CONTAINERS = ("state_dict", "model", "algorithm")
-
-
-class Rename(NamedTuple):
-    """One change of name between another code base's state dict and ours.
-
-    A name that begins with a dot stands anywhere in a key, one that ends with a dot at its beginning, any other is
-    the whole key.
-    """
-
-    theirs: str
-    ours: str
-
-    def to_ours(self, key: str) -> str:
-        """Our name of their `key`."""
-        return _substitute(key, self.theirs, self.ours)
-
-    def to_theirs(self, key: str) -> str:
-        """Their name of our `key`."""
-        return _substitute(key, self.ours, self.theirs)
-
-
-def _substitute(key: str, old: str, new: str) -> str:
-    if old.startswith("."):
-        return key.replace(old, new, 1)
-    if old.endswith("."):
-        return new + key.removeprefix(old) if key.startswith(old) else key
-    return new if key == old else key
-
-
-# MMSelfSup's names for a Vision Transformer; ours are timm's. The final norm comes first: it, too, is called ln1.
-MM_VIT = (
-    Rename("ln1.", "norm."),
-    Rename("patch_embed.projection.", "patch_embed.proj."),
-    Rename("layers.", "blocks."),
-    Rename(".ln1.", ".norm1."),
-    Rename(".ln2.", ".norm2."),
-    Rename(".ffn.layers.0.0.", ".mlp.fc1."),
-    Rename(".ffn.layers.1.", ".mlp.fc2."),
+# Beginning of keys whose numbers are known where a file has none of them.
+_SOBEL = "sobel."
+# Keys under which files hold the state dict, from the outside in; VISSL's has three around it. DINO and its successors
+# keep a student and a teacher: the teacher is what they publish and evaluate.
+CONTAINERS = (
+    "classy_state_dict",
+    "base_model",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "algorithm",
+    "trunk",
+    "teacher",
 )
-
-# MMSelfSup's names for a Swin Transformer; ours are the authors'. There the last norm has its stage's number.
-MM_SWIN = (
-    Rename("patch_embed.projection.", "patch_embed.proj."),
-    Rename("stages.", "layers."),
-    Rename(".attn.w_msa.", ".attn."),
-    Rename(".ffn.layers.0.0.", ".mlp.fc1."),
-    Rename(".ffn.layers.1.", ".mlp.fc2."),
-)
-_MM_SWIN_BACKBONE = (*(Rename(f"norm{i}.", "norm.") for i in range(8)), *MM_SWIN)
-
-
-def merging_moved(key: str, stages: int) -> str:
-    """A Swin Transformer's key, with the merging of patches in a later stage (or earlier, `stages` < 0).
-
-    Newer timm begins a stage with the merging that ours, the authors' and older timm's end the stage before with.
-    """
-    layers, downsample, rest = key.partition(".downsample.")
-    number = layers.removeprefix("layers.")
-    return f"layers.{int(number) + stages}{downsample}{rest}" if downsample and number.isdecimal() else key
-
-
-def merging_at_end(entries: Mapping[str, _T]) -> dict[str, _T]:
-    """A Swin Transformer's entries with its mergings where ours are, wherever theirs were; all others as they are."""
-    begins = "layers.1.downsample.reduction.weight" in entries
-    ends = "layers.0.downsample.reduction.weight" in entries
-    return {merging_moved(key, -1) if begins and not ends else key: entry for key, entry in entries.items()}
-
-
-def merging_from_mm(weights: Tensor) -> Tensor:
-    """MMSelfSup's order of the 4C inputs of a patch merging (channel, row, column) as (column, row, channel)."""
-    return weights.reshape(*weights.shape[:-1], -1, 2, 2).transpose(-3, -1).flatten(-3)
-
-
-def merging_to_mm(weights: Tensor) -> Tensor:
-    """The inverse of `merging_from_mm`."""
-    return weights.reshape(*weights.shape[:-1], 2, 2, -1).transpose(-3, -1).flatten(-3)
+# The first layer's weights, whose second axis is the channels of the images.
+_STEMS = ("conv1.weight", "patch_embed.proj.weight")
 
 
 @dataclass(frozen=True)
@@ -133,23 +74,18 @@ class LoadReport:
 def load_backbone(backbone: nn.Module, source: str | Path | Mapping[str, Tensor]) -> LoadReport:
     """Loads all of `backbone`'s weights from `source`, a file, torchvision name (see `read_state_dict`) or state dict.
 
-    Known prefixes (`module.`, `backbone.`, `encoder_q.`, ...), MMSelfSup's ViT and Swin names and both of timm's for
-    Swin are understood; what belongs to necks, heads and momentum encoders is not used. Raises UserError unless every
-    tensor of the backbone is found with its shape (those of `DISPENSABLE` may be missing) and finite, or if two copies
-    of the backbone in the source disagree.
+    Known prefixes (`module.`, `backbone.`, `encoder_q.`, ...) and the names that `names` knows are understood; what
+    belongs to necks, heads and momentum encoders is not used. Raises UserError unless every tensor of the backbone is
+    found with its shape (those of `DISPENSABLE` may be missing) and finite; if the source's backbone has tensors that
+    ours lacks; or if two copies of the backbone in the source disagree.
     """
     origin = "weights" if isinstance(source, Mapping) else str(source)
     theirs = source if isinstance(source, Mapping) else read_state_dict(source)
-    theirs = {key.removeprefix("module."): value for key, value in theirs.items()}
+    theirs = unwrapped(theirs)
     own = backbone.state_dict()
 
-    candidates = []
-    for prefix in PREFIXES:
-        inside = {k.removeprefix(prefix): (k, v) for k, v in theirs.items() if k.startswith(prefix)}
-        inside = {name: (k, _our_layout(name, v)) for name, (k, v) in merging_at_end(inside).items()}
-        for renames in ((), MM_VIT, _MM_SWIN_BACKBONE):
-            found = {renamed(k, renames): entry for k, entry in inside.items()}
-            candidates.append({k: entry for k, entry in found.items() if k in own})
+    found = [entries_at(prefix, theirs) for prefix in PREFIXES]
+    candidates = [{k: entry for k, entry in entries.items() if k in own} for entries in found]
     best = max(candidates, key=len)
     refuse_non_finite(dict(best.values()), origin)  # a NaN is not equal to itself: before copies are compared
     for other in candidates:
@@ -159,17 +95,61 @@ def load_backbone(backbone: nn.Module, source: str | Path | Mapping[str, Tensor]
                 f"{origin}: {a!r} and {b!r} belong to two different encoders; keep one in the file"
             )
 
-    missing = tuple(k for k in own if k not in best and not k.endswith(DISPENSABLE))
-    used = {key for key, _ in best.values()}
-    report = LoadReport(tuple(best), missing, tuple(k for k in theirs if k not in used))
     name = type(backbone).__name__
     if not best:
         raise UserError(
             f"{origin}: no tensor fits {name}; the source has {_some(theirs)}, {name} wants {_some(own)}; "
             "choose weights of the same architecture"
         )
-    load_matched(backbone, {k: v for k, (_, v) in best.items()}, report, origin)
+    if left := surplus.inside(found[candidates.index(best)], own):
+        raise UserError(
+            f"{origin}: {name} has no place for {surplus.described(left)}: without it the features would not be "
+            f"those of the trained network; `ssl-ray import --drop '{surplus.pattern(left[0])}'` makes a file without"
+        )
+    used = {key for key, _ in best.values()}
+    report = LoadReport(tuple(best), missing_of(backbone, best), tuple(k for k in theirs if k not in used))
+    tensors = {k: in_colour(k, v, own[k]) for k, (_, v) in best.items()}
+    load_matched(backbone, tensors, report, origin)
     return report
+
+
+def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what DistributedDataParallel and `torch.compile` put before their names."""
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in tensors.items()}
+
+
+def entries_at(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
+    """The tensors under `prefix` in a file, under our names: {ours: (their key, value in our layout)}.
+
+    Sobel filters stand beside the backbone in older versions of MMSelfSup.
+    """
+    beginnings = (prefix, "sobel_layer.") if prefix else ("",)
+    inside = {k.removeprefix(prefix): (k, v) for k, v in tensors.items() if k.startswith(beginnings)}
+    return in_our_names(inside)
+
+
+def missing_of(
+    module: nn.Module, found: Entries | Mapping[str, Tensor], but: tuple[str, ...] = DISPENSABLE
+) -> tuple[str, ...]:
+    """The tensors of `module` that are not in `found`, without those that end with one of `but` or need no file."""
+    known = () if any(name.startswith(_SOBEL) for name in found) else (_SOBEL,)
+    return tuple(
+        k for k in module.state_dict() if k not in found and not (k.endswith(but) or k.startswith(known))
+    )
+
+
+def in_colour(name: str, value: Tensor, own: Tensor) -> Tensor:
+    """Weights for images of one channel as weights for three, if that is what ours (`own`) takes.
+
+    A third for each: of a gray image three times over they make what the source's make of it once.
+    """
+    if name not in _STEMS or value.ndim != 4 or (value.shape[1], own.shape[1]) != (1, 3):
+        return value
+    logger.warning(
+        "%s: made for images of one channel, spread over three, a third each: gray images give the same features",
+        name,
+    )
+    return value.expand(-1, 3, -1, -1) / 3
 
 
 def load_matched(
@@ -218,15 +198,40 @@ def read_state_dict(source: str | Path) -> dict[str, Tensor]:
             f"{path}: no such file; give a path to weights or 'torchvision:ResNet50_Weights.DEFAULT'"
         )
     content: Any = _safetensors(path) if path.suffix == ".safetensors" else load_plain(path)
+    tensors = _tensors(_unpacked(content))
+    if not tensors:
+        raise UserError(
+            f"{path}: holds no state dict; looked at the top and under {', '.join(CONTAINERS)}; {_top(content)}; "
+            "save the backbone's state_dict alone"
+        )
+    return tensors
+
+
+def _unpacked(content: Any) -> Any:
+    """What lies in the containers of a file; without a known one, the only dict of tensors in it."""
     for container in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
             content = content[container]
-    tensors = (
-        {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
-    )
-    if not tensors:
-        raise UserError(f"{path}: holds no state dict; looked at the top and under {', '.join(CONTAINERS)}")
-    return tensors
+    if isinstance(content, Mapping) and not any(value.ndim for value in _tensors(content).values()):
+        inner = [value for value in content.values() if _tensors(value)]
+        return inner[0] if len(inner) == 1 else content
+    return content
+
+
+def _tensors(content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        return {}
+    return {
+        key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
+    }
+
+
+def _top(content: Any) -> str:
+    """What a file has at its top, in words."""
+    if not isinstance(content, Mapping):
+        return f"it is of type {type(content).__name__}"
+    said = [f"{k} (a dict of {len(v)})" if isinstance(v, Mapping) else str(k) for k, v in content.items()]
+    return f"at its top are {_some(said, 12)}" if said else "it is empty"
 
 
 def load_plain(path: Path, device: torch.device | str = "cpu") -> Any:
@@ -253,18 +258,6 @@ def load_plain(path: Path, device: torch.device | str = "cpu") -> Any:
             f"{path}: not a file of plain tensors, and others are not read because they can run code; "
             "save its state_dict alone with torch.save"
         ) from error
-
-
-def renamed(key: str, renames: Sequence[Rename]) -> str:
-    """Our name of another code base's `key`."""
-    for rename in renames:
-        key = rename.to_ours(key)
-    return key
-
-
-def _our_layout(key: str, value: Tensor) -> Tensor:
-    """What MMSelfSup's Swin Transformer orders otherwise, in our order; everything else as it is."""
-    return merging_from_mm(value) if key.startswith("stages.") and ".downsample." in key else value
 
 
 def _torchvision(name: str) -> dict[str, Tensor]:
@@ -320,7 +313,14 @@ def _unreadable(source: str, error: Exception) -> UserError:
     return UserError(redact(f"{source}: cannot be read ({error}); choose another file"))
 
 
-def _some(names: Sequence[str] | Mapping[str, Any]) -> str:
+def groups(names: Iterable[str]) -> str:
+    """Names by the part they begin with: "features (52 tensors), classifier (6)"."""
+    counts = Counter(name.partition(".")[0] for name in names)
+    said = [f"{first} ({n} tensors)" if n > 1 else first for first, n in counts.items()]
+    return _some(said, 12)
+
+
+def _some(names: Iterable[str], count: int = 3) -> str:
     """The first few of many names."""
     names = list(names)
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
