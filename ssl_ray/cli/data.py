@@ -54,6 +54,7 @@ def verify(
 ) -> None:
     """Decode every image and name the broken ones; exit status 1 if there are any."""
     from ssl_ray.data.source import open_dataset
+    from ssl_ray.data.sources.base import counted
     from ssl_ray.data.verify import Report, verify
 
     console = make_console(as_json)
@@ -70,6 +71,7 @@ def verify(
                 "broken": report.broken,
                 "sizes": sizes,
                 "modes": dict(report.modes),
+                "left_out": report.left_out,
             }
         )
     else:
@@ -82,6 +84,8 @@ def verify(
         console.table(f"Verified {data}", ["what", "found"], rows)
         for _, path, reason in report.broken:
             console.warn(f"{path}: {reason}")
+        for what, paths in report.left_out.items():
+            console.warn(f"{counted('images', paths)} hold {what}")
     if report.broken:
         raise typer.Exit(1)
 

@@ -194,7 +194,7 @@ def test_what_is_no_image_is_refused_with_a_reason(data: bytes, reason: str) -> 
 
 def test_float_pixels_are_refused() -> None:
     gray = Image.fromarray(np.asarray(PICTURE.convert("L")).astype(np.float32))
-    with pytest.raises(BrokenImage, match="mode F"):
+    with pytest.raises(BrokenImage, match="32-bit floats"):
         decode(encode(gray, "TIFF"))
 
 
@@ -204,17 +204,6 @@ def test_the_pixel_limit_is_read_from_the_header(kind: str) -> None:
     decode(data, max_pixels=160 * 201)
     with pytest.raises(BrokenImage, match="201 x 160 pixels"):
         decode(data, max_pixels=160 * 201 - 1)
-
-
-def test_a_bomb_is_refused_before_it_is_decoded() -> None:
-    data = bytearray(LOSSLESS["png"])
-    data[16:24] = (100_000).to_bytes(4, "big") * 2
-    with pytest.raises(BrokenImage, match="100000 x 100000 pixels"):
-        decode(bytes(data))
-    bomb = bytearray(encode(PICTURE, "BMP"))
-    bomb[18:26] = (100_000).to_bytes(4, "little") * 2
-    with pytest.raises(BrokenImage, match="pixels"):
-        decode(bytes(bomb))
 
 
 def test_the_error_survives_pickling() -> None:
