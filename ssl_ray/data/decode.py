@@ -25,8 +25,10 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that carry the image's size
 _EOI = b"\xff\xd9"
 _JPEG_LS = 0xF7  # its marker in place of those
-# OpenCV reads 16-bit PPM right and PIL slowly; any other maximum is for PIL, since OpenCV does not scale by it.
-_PPM_16 = re.compile(rb"P[56]\s+\d+\s+\d+\s+65535\s")
+# What OpenCV reads right, and faster than PIL: PPM of whole bytes, as it does not scale by the maximum; BMP, but for those
+# of five bits a colour, of which it leaves the upper end of the range empty.
+_PPM_OF_BYTES = re.compile(rb"P[56]\s+\d+\s+\d+\s+(255|65535)\s")
+_BMP_BITS = slice(28, 30)
 _SIZ = (
     b"\xff\x4f\xff\x51"  # of JPEG 2000, before its sizes; the top bit of byte 42 says that samples are signed
 )
@@ -202,7 +204,7 @@ def _tiff_header(data: bytes, max_pixels: int) -> Header:
 
 
 def _other_header(data: bytes) -> Header:
-    """PIL reads these, the still ones of WebP aside: OpenCV swaps colours of AVIF and does not turn what moves."""
+    """PIL reads most of these: OpenCV swaps colours of AVIF and does not turn upright what moves."""
     with open_image(data) as image:
         height, width = image.height, image.width
         if image.format == "WEBP" and not getattr(image, "is_animated", False):
@@ -215,7 +217,10 @@ def _other_header(data: bytes) -> Header:
             orientation = int(image.getexif().get(_ORIENTATION, 1))
         except Exception:  # a damaged tag does not make the picture unreadable
             orientation = 1
-        return Header(*_upright(height, width, orientation), opencv=_PPM_16.match(data) is not None)
+        fast = (
+            data[_BMP_BITS] != b"\x10\0" if image.format == "BMP" else _PPM_OF_BYTES.match(data) is not None
+        )
+        return Header(*_upright(height, width, orientation), opencv=fast)
 
 
 def _upright(height: int, width: int, orientation: int) -> tuple[int, int]:
@@ -290,9 +295,9 @@ def _rgb(image: Image.Image, bits: int) -> np.ndarray:
     """bits: that a sample has where PIL does not make 8 of them."""
     if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
         raise BrokenImage(f"pixels of mode {image.mode} have no agreed range; convert them to 8 bits")
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):
-        upright = Image.fromarray((np.asarray(upright) >> (bits - 8)).astype(np.uint8))
-    if upright.mode == "La":  # multiplied by its alpha, which PIL takes back on the way to this mode alone
-        upright = upright.convert("LA")
-    return np.array(upright.convert("RGB"))
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+    if image.mode == "La":  # multiplied by its alpha, which PIL takes back on the way to this mode alone
+        image = image.convert("LA")
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))

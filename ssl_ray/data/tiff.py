@@ -184,8 +184,8 @@ class Tiff:
     def for_opencv(self) -> bool:
         """Whether OpenCV reads such pixels right, where it reads them.
 
-        It multiplies colours by their alpha, makes bytes of other integers by dropping bits, misplaces what lies in
-        the last tiles of gray rows, mixes up the planes of gray and alpha, and reads few palettes.
+        It multiplies colours by their alpha, makes bytes of other integers by dropping bits, misplaces the last tiles
+        of gray rows and of what is turned, mixes up the planes of gray and alpha, and reads few palettes.
         """
         gray = self._colour_bands == 1
         alpha_or_other = (2,) if gray else (0,)
@@ -194,7 +194,8 @@ class Tiff:
             and self._one(_PHOTOMETRIC) in (_WHITE_IS_ZERO, _GRAY, _RGB)
             and self._one(_COMPRESSION) in _OF_OPENCV
             and (not self._extra or self._tags[_EXTRA] == alpha_or_other)
-            and not (gray and (self.tile != (1, 1) or self._planes))
+            and self.tile == (1, 1)
+            and not (gray and self._planes)
         )
 
     @property

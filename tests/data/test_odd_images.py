@@ -24,7 +24,6 @@ from tests.data.odd_images import (
     changed,
     encode,
     png,
-    rotated,
 )
 
 
@@ -64,15 +63,6 @@ def test_the_odd_are_shown_as_they_are(name: str) -> None:
     lossy = 12 if name.startswith(("palette", "cmyk", "animated gif")) else 0
     assert image.shape == wanted.shape
     assert np.abs(image.astype(int) - wanted).mean() <= lossy
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_avif_is_turned_upright(orientation: int) -> None:
-    pytest.importorskip("PIL._avif")
-    upright = decode(rotated(orientation, "JPEG", quality=95))
-    image = decode(rotated(orientation, "AVIF", quality=95))
-    assert image.shape == upright.shape
-    assert np.abs(image.astype(int) - upright).mean() < 4
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
