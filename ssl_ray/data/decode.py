@@ -25,8 +25,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that carry the image's size
 _EOI = b"\xff\xd9"
 _JPEG_LS = 0xF7  # its marker in place of those
-# What OpenCV reads right, and faster than PIL: PPM of whole bytes, as it does not scale by the maximum; BMP, but for those
-# of five bits a colour, of which it leaves the upper end of the range empty.
+# What OpenCV reads right, and faster than PIL: PPM of whole bytes, as it does not scale by the maximum; BMP, but for
+# those of five bits a colour, of which it leaves the upper end of the range empty.
 _PPM_OF_BYTES = re.compile(rb"P[56]\s+\d+\s+\d+\s+(255|65535)\s")
 _BMP_BITS = slice(28, 30)
 _SIZ = (
@@ -118,12 +118,13 @@ def left_out(data: bytes) -> str:
     """What `decode` leaves aside of an image that it decodes, in words; "" for nothing. Alpha does not count."""
     if is_tiff(data):
         return Tiff(data).left_out
-    moves = {  # where each format says so; the picture itself may hold the same bytes, so that PIL decides
-        b"\x89PNG": b"acTL" in data[: data.find(b"IDAT")],
-        b"RIFF": data[12:16] == b"VP8X" and data[20] & 2,
-        b"GIF8": True,
-    }
-    if moves.get(data[:4]) or data[4:12] == b"ftypavis":
+    if data[:8] == _PNG:
+        may_move = data.find(b"acTL", 0, max(0, data.find(b"IDAT"))) >= 0
+    elif data[:4] == b"RIFF":
+        may_move = data[12:16] == b"VP8X" and data[20] & 2 != 0
+    else:
+        may_move = data[:4] == b"GIF8" or data[4:12] == b"ftypavis"
+    if may_move:
         with open_image(data) as image:
             if getattr(image, "is_animated", False):
                 return "more than one frame: the first is used"
