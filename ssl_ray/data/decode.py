@@ -27,11 +27,9 @@ _EOI = b"\xff\xd9"
 _JPEG_LS = 0xF7  # its marker in place of those
 # What OpenCV reads right, and faster than PIL: PPM of whole bytes, as it does not scale by the maximum; BMP, but for
 # those of five bits a colour, of which it leaves the upper end of the range empty.
-_PPM_OF_BYTES = re.compile(rb"P[56]\s+\d+\s+\d+\s+(255|65535)\s")
-_BMP_BITS = slice(28, 30)
-_SIZ = (
-    b"\xff\x4f\xff\x51"  # of JPEG 2000, before its sizes; the top bit of byte 42 says that samples are signed
-)
+_FOR_OPENCV = re.compile(rb"P[56]\s+\d+\s+\d+\s+(255|65535)\s|BM.{26}(?!\x10\0)", re.DOTALL)
+# Of JPEG 2000, before its sizes; 42 bytes on, the top bit says that samples are signed.
+_SIZ = b"\xff\x4f\xff\x51"
 _GREY = 128  # what libjpeg leaves where the data of a JPEG end too early
 _FLAGS = {  # of cv2.imdecode by reduction; OpenCV has no RGB names for the smaller ones, but the same bits
     1: cv2.IMREAD_COLOR_RGB,
@@ -149,9 +147,7 @@ def _jpeg_header(data: bytes) -> Header:
             (length,) = struct.unpack_from(">H", data, position + 2)
             if marker in _SOF:
                 if (bits := data[position + 4]) != 8:
-                    raise BrokenImage(
-                        f"JPEG of {bits}-bit samples, only those of 8 bits are read; convert it"
-                    )
+                    raise BrokenImage(f"JPEG of {bits}-bit samples; only 8 bits are read, convert it")
                 height, width = struct.unpack_from(">HH", data, position + 5)
             elif marker == _JPEG_LS:
                 raise BrokenImage("JPEG-LS is not read; convert it to PNG")
@@ -211,16 +207,12 @@ def _other_header(data: bytes) -> Header:
         if image.format == "WEBP" and not getattr(image, "is_animated", False):
             return Header(*_upright(height, width, _orientation(image.info.get("exif", b""))))
         if image.format == "JPEG2000" and (at := data.find(_SIZ)) >= 0 and data[at + 42] & 0x80:
-            raise BrokenImage(
-                "JPEG 2000 of signed samples: they have no agreed range; convert it to unsigned ones"
-            )
+            raise BrokenImage("JPEG 2000 of signed samples has no agreed range; convert it to unsigned ones")
         try:
             orientation = int(image.getexif().get(_ORIENTATION, 1))
         except Exception:  # a damaged tag does not make the picture unreadable
             orientation = 1
-        fast = (
-            data[_BMP_BITS] != b"\x10\0" if image.format == "BMP" else _PPM_OF_BYTES.match(data) is not None
-        )
+        fast = _FOR_OPENCV.match(data) is not None
         return Header(*_upright(height, width, orientation), opencv=fast)
 
 

@@ -24,7 +24,8 @@ _DEFAULTS: dict[int, tuple[int, ...]] = {
     _FORMAT: (1,),
     _DEPTH: (1,),
 }
-_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of a tag's values: the unsigned integers
+# Of a tag's values: every type of which decoders take a whole number.
+_TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _MAX_VALUES = 1 << 16  # as many bands as a TIFF can have
 
 _PREFIXES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -238,8 +239,10 @@ def directories(data: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
             tags = dict[int, tuple[int, ...]]()
             for at in range(position, end if left >= 0 else position, entry_size):
                 tag, kind, length = struct.unpack_from(order + entry, data, at)
-                if tag not in _DEFAULTS or tag in tags or kind not in _TYPES or not 0 < length <= _MAX_VALUES:
+                if tag not in _DEFAULTS or tag in tags:
                     continue
+                if kind not in _TYPES or not 0 < length <= _MAX_VALUES:
+                    raise ValueError(f"damaged TIFF: its tag {tag} holds no whole numbers")
                 form = f"{order}{length}{_TYPES[kind]}"
                 values = at + entry_size - inline
                 if (size := struct.calcsize(form)) > inline:

@@ -213,6 +213,27 @@ def test_a_damaged_directory_is_refused(order: str, big: bool) -> None:
         decode(data[: 8 if big else 4] + bytes(99))
 
 
+@pytest.mark.parametrize("kind", [1, 3, 4, 6, 8, 9])
+def test_a_tile_is_too_large_in_whatever_type_it_is_written(kind: int) -> None:
+    """Decoders take any whole number, and memory for the tile that it says."""
+    data = bytearray(tiff(L, tile=80))
+    entries = [i for i in range(len(data) - 12) if data[i : i + 2] in (b"\x42\x01", b"\x43\x01")]
+    for at in entries:
+        assert data[at + 2 : at + 8] == struct.pack("<HI", 4, 1)
+        data[at + 2 : at + 4] = struct.pack("<H", kind)
+    assert len(entries) == 2
+    with pytest.raises(BrokenImage, match=f"tiles of 80 x 80 pixels, allowed are 1 to {HEIGHT * WIDTH}"):
+        decode(bytes(data), max_pixels=HEIGHT * WIDTH)
+
+
+def test_a_tag_that_is_no_number_is_damaged() -> None:
+    data = bytearray(tiff(L, tile=80))
+    at = data.index(b"\x42\x01")
+    data[at + 2 : at + 4] = struct.pack("<H", 11)  # a float
+    with pytest.raises(BrokenImage, match="its tag 322 holds no whole numbers"):
+        decode(bytes(data))
+
+
 def test_pages_that_lead_round_end() -> None:
     data = bytearray(tiff(L, L[::2, ::2], subfile=1))
     data[-4:] = data[4:8]  # after the last page comes the first
