@@ -28,7 +28,7 @@ _DEFAULTS: dict[int, tuple[int, ...]] = {
 _TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _MAX_VALUES = 1 << 16  # as many bands as a TIFF can have
 
-_PREFIXES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PREFIXES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0")  # the last two are wrong, and PIL's
 _COPIES = 0b101  # of _SUBFILE: a smaller copy of another page, or its mask
 _WHITE_IS_ZERO, _GRAY, _RGB, _PALETTE = 0, 1, 2, 3
 # Photometric interpretations of one meaning: name, bands, PIL's mode.

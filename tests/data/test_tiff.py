@@ -202,6 +202,20 @@ def test_modes_are_pil_s() -> None:
     assert pixel_mode(encode(Image.fromarray(wide(L)), "TIFF")) == "I;16"
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_what_pil_takes_for_a_tiff_is_one(order: str) -> None:
+    """Else such a file would go round what is asked of the others."""
+
+    def mistaken(data: bytes) -> bytes:
+        return data[:2] + data[3:1:-1] + data[4:]
+
+    assert np.array_equal(decode(mistaken(tiff(PIXELS, photometric=RGB, order=order))), PIXELS)
+    with pytest.raises(BrokenImage, match="8-bit signed integers"):
+        decode(mistaken(tiff(L.astype(np.int8), order=order)))
+    with pytest.raises(BrokenImage, match="tiles of 80 x 80 pixels"):
+        decode(mistaken(tiff(L, tile=80, order=order)), max_pixels=HEIGHT * WIDTH)
+
+
 @pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_a_damaged_directory_is_refused(order: str, big: bool) -> None:
