@@ -175,11 +175,9 @@ class Tiff:
             further = any(page[_SUBFILE][0] & _COPIES == 0 for page in self._other_pages)
         except ValueError:  # there is one, however damaged
             further = True
-        if further:
-            return "more than one page: the first is used"
-        if 0 in self._extra:
-            return "bands beyond the colours that are no alpha: they are not used"
-        return ""
+        parts = ["more than one page: the first is used"] * further
+        parts += ["bands beyond the colours that are no alpha: they are not used"] * (0 in self._extra)
+        return "; ".join(parts)
 
     @property
     def for_opencv(self) -> bool:

@@ -178,10 +178,12 @@ def test_what_is_left_out_is_said() -> None:
     assert left_out(smaller) == ""
     four = np.dstack([PIXELS, BAND])
     assert left_out(tiff(four, photometric=RGB, extra=(2,))) == ""
+    bands = "bands beyond the colours that are no alpha: they are not used"
     for extra in ((0,), ()):  # by default it is of no kind
         data = tiff(four, photometric=RGB, extra=extra)
         assert np.array_equal(decode(data), PIXELS)
-        assert left_out(data) == "bands beyond the colours that are no alpha: they are not used"
+        assert left_out(data) == bands
+    assert left_out(tiff(four, four, photometric=RGB, extra=(0,))) == f"{several}; {bands}"
 
 
 def test_verify_says_it_once_for_all_images(tmp_path: Path) -> None:
