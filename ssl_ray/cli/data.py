@@ -1,11 +1,15 @@
 """`ssl-ray data`: look at images and what views make of them, check them, pack them."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ssl_ray.cli.options import ImageColumn, JsonAtEnd, LabelColumn, Scale, make_console
+
+if TYPE_CHECKING:
+    from ssl_ray.console import Console
 
 app = typer.Typer(help="Prepare, verify and preview image data.", no_args_is_help=True)
 
@@ -45,6 +49,7 @@ def prepare(
     for part in parts.values():
         for broken in part.broken:
             console.warn(f"{broken[1]}: {broken[2]}")
+        _tell_left_out(console, part.left_out)
     console.print(f"use it: ssl-ray pretrain ALGORITHM --data {out}")
 
 
@@ -70,6 +75,7 @@ def verify(
                 "broken": report.broken,
                 "sizes": sizes,
                 "modes": dict(report.modes),
+                "left_out": report.left_out,
             }
         )
     else:
@@ -82,8 +88,16 @@ def verify(
         console.table(f"Verified {data}", ["what", "found"], rows)
         for _, path, reason in report.broken:
             console.warn(f"{path}: {reason}")
+        _tell_left_out(console, report.left_out)
     if report.broken:
         raise typer.Exit(1)
+
+
+def _tell_left_out(console: "Console", left_out: Mapping[str, list[str]]) -> None:
+    from ssl_ray.data.sources.base import counted
+
+    for what, paths in left_out.items():
+        console.warn(f"{counted('images', paths)} hold {what}")
 
 
 @app.command()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ssl_ray.data.decode import left_out
 from ssl_ray.data.pipeline import ViewPipeline, make_batch
 from ssl_ray.data.plan import Int64, Plan
 from ssl_ray.data.source import Source
@@ -55,6 +56,14 @@ class Broken:
     reason: str
 
 
+@dataclass(frozen=True)
+class PartlyUsed:
+    """An image of which something is left out, and what that is; of several the first."""
+
+    path: str
+    what: str
+
+
 def block_steps(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
     """Cuts steps start..stop-1 into blocks (first step, number of steps) of 1, 2, 4, ... `most` steps.
 
@@ -69,16 +78,21 @@ def block_steps(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
 
 
 def make_block(config: StreamConfig, first_step: int, num_steps: int, rank: int, world_size: int) -> Any:
-    """The views of a rank's rows of some steps, in order. Returns (columns, list of `Broken`).
+    """The views of a rank's rows of some steps, in order. Returns (columns, list of `Broken` and `PartlyUsed`).
 
     A sample that cannot be read is replaced by the plan's substitute for it; its `index` column names the substitute.
     """
     plan, source, pipeline = config.plan, config.source, config.pipeline
-    parts, broken = [], []
+    parts, broken, partly = [], [], dict[str, PartlyUsed]()
     for step in range(first_step, first_step + num_steps):
         epoch = plan.epoch(step)
         indices = plan.indices(step, rank, world_size)
-        columns, failures = make_batch(pipeline, source.read(indices), indices, plan.seed, epoch)
+        encoded = source.read(indices)
+        columns, failures = make_batch(pipeline, encoded, indices, plan.seed, epoch)
+        unread = {row for row, _ in failures}
+        for row, data in enumerate(encoded):
+            if row not in unread and (what := left_out(data)) and what not in partly:
+                partly[what] = PartlyUsed(source.path(int(indices[row])), what)
         for row, reason in failures:
             original = int(indices[row])
             broken.append(Broken(original, source.path(original), reason))
@@ -99,5 +113,6 @@ def make_block(config: StreamConfig, first_step: int, num_steps: int, rank: int,
             columns["label"] = config.labels[columns["index"]]  # of the substitute, where there is one
         parts.append(columns)
     if num_steps == 1:
-        return parts[0], broken
-    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}, broken
+        return parts[0], [*broken, *partly.values()]
+    columns = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    return columns, [*broken, *partly.values()]

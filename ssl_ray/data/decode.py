@@ -1,6 +1,7 @@
 """Encoded image bytes -> (H, W, 3) uint8 RGB, upright; what cannot be decoded whole is refused."""
 
 import io
+import re
 import struct
 import warnings
 from typing import NamedTuple
@@ -8,7 +9,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
-from PIL.TiffImagePlugin import TiffImageFile
+
+from ssl_ray.data.tiff import Tiff, is_tiff
 
 MAX_PIXELS = 1 << 27
 """More than this (134 million pixels, 400 MB as RGB) is taken for a decompression bomb."""
@@ -22,7 +24,12 @@ _ORIENTATION = 0x0112  # EXIF tag; values from 5 on swap height and width
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that carry the image's size
 _EOI = b"\xff\xd9"
-_TILE = 0x0142, 0x0143  # TIFF tags: width and height of a tile, which decoders allocate whole
+_JPEG_LS = 0xF7  # its marker in place of those
+# What OpenCV reads right, and faster than PIL: PPM of whole bytes, as it does not scale by the maximum; BMP, but for
+# those of five bits a colour, of which it leaves the upper end of the range empty.
+_FOR_OPENCV = re.compile(rb"P[56]\s+\d+\s+\d+\s+(255|65535)\s|BM.{26}(?!\x10\0)", re.DOTALL)
+# Of JPEG 2000, before its sizes; 42 bytes on, the top bit says that samples are signed.
+_SIZ = b"\xff\x4f\xff\x51"
 _GREY = 128  # what libjpeg leaves where the data of a JPEG end too early
 _FLAGS = {  # of cv2.imdecode by reduction; OpenCV has no RGB names for the smaller ones, but the same bits
     1: cv2.IMREAD_COLOR_RGB,
@@ -58,11 +65,16 @@ class Unread(bytes):
 
 
 class Header(NamedTuple):
-    """What an image says of itself before it is decoded. Height and width are those of the upright image."""
+    """What an image says of itself before it is decoded. Height and width are those of the upright image.
+
+    opencv: whether OpenCV is asked first; it is fast, and wrong about some kinds. pil: whether PIL is asked then.
+    """
 
     height: int
     width: int
     jpeg: bool = False
+    opencv: bool = True
+    pil: bool = True
 
 
 def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
@@ -71,8 +83,10 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
         header = _jpeg_header(data)
     elif data[:8] == _PNG:
         header = _png_header(data)
+    elif is_tiff(data):
+        header = _tiff_header(data, max_pixels)
     else:
-        header = _other_header(data, max_pixels)
+        header = _other_header(data)
     _check_size(header.height, header.width, max_pixels)
     return header
 
@@ -86,7 +100,33 @@ def open_image(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise BrokenImage(str(error)) from None
     except Exception:  # plug-ins raise whatever their parsers stumble on
-        raise BrokenImage(f"no known image format (starts with {data[:8]!r})") from None
+        starts = f"no known image format (starts with {data[:8]!r})"
+        raise BrokenImage("no decoder knows such a TIFF" if is_tiff(data) else starts) from None
+
+
+def pixel_mode(data: bytes) -> str:
+    """PIL's name for the pixels of an image that `decode` reads: L, RGB, RGBA, I;16, ..."""
+    if is_tiff(data):  # of which PIL does not know all
+        return Tiff(data).mode
+    with open_image(data) as image:
+        return image.mode
+
+
+def left_out(data: bytes) -> str:
+    """What `decode` leaves aside of an image that it decodes, in words; "" for nothing. Alpha does not count."""
+    if is_tiff(data):
+        return Tiff(data).left_out
+    if data[:8] == _PNG:
+        may_move = data.find(b"acTL", 0, max(0, data.find(b"IDAT"))) >= 0
+    elif data[:4] == b"RIFF":
+        may_move = data[12:16] == b"VP8X" and data[20] & 2 != 0
+    else:
+        may_move = data[:4] == b"GIF8" or data[4:12] == b"ftypavis"
+    if may_move:
+        with open_image(data) as image:
+            if getattr(image, "is_animated", False):
+                return "more than one frame: the first is used"
+    return ""
 
 
 def _check_size(height: int, width: int, max_pixels: int, what: str = "") -> None:
@@ -106,7 +146,11 @@ def _jpeg_header(data: bytes) -> Header:
                 continue
             (length,) = struct.unpack_from(">H", data, position + 2)
             if marker in _SOF:
+                if (bits := data[position + 4]) != 8:
+                    raise BrokenImage(f"JPEG of {bits}-bit samples; only 8 bits are read, convert it")
                 height, width = struct.unpack_from(">HH", data, position + 5)
+            elif marker == _JPEG_LS:
+                raise BrokenImage("JPEG-LS is not read; convert it to PNG")
             elif marker == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
                 orientation = _orientation(data[position + 4 : position + 2 + length])
             position += 2 + length
@@ -114,9 +158,7 @@ def _jpeg_header(data: bytes) -> Header:
         raise BrokenImage("truncated JPEG: it ends within its header") from None
     if data[-2:] != _EOI and data.find(_EOI, position) < 0:
         raise BrokenImage("truncated JPEG: no end-of-image marker")
-    if orientation >= 5:
-        height, width = width, height
-    return Header(height, width, jpeg=True)
+    return Header(*_upright(height, width, orientation), jpeg=True)
 
 
 def _orientation(segment: bytes) -> int:
@@ -132,28 +174,58 @@ def _png_header(data: bytes) -> Header:
     """Walks the chunks: OpenCV allocates as many bytes as one claims to have, and only then looks for them."""
     if data[12:16] != b"IHDR":
         raise BrokenImage("damaged PNG header")
-    position = len(_PNG)
+    position, orientation, animated = len(_PNG), 1, False
     while (kind := data[position + 4 : position + 8]) != b"IEND":
         if len(kind) < 4:
             raise BrokenImage("truncated PNG: no end chunk")
-        position += 12 + int.from_bytes(data[position : position + 4], "big")
+        length = int.from_bytes(data[position : position + 4], "big")
+        if kind == b"eXIf":
+            orientation = _orientation(data[position + 8 : position + 8 + length])
+        animated |= kind == b"acTL"
+        position += 12 + length
     width, height = struct.unpack_from(">II", data, 16)
-    return Header(height, width)
+    if animated:  # OpenCV does not turn these upright
+        return _other_header(data)
+    return Header(*_upright(height, width, orientation))
 
 
-def _other_header(data: bytes, max_pixels: int) -> Header:
+def _tiff_header(data: bytes, max_pixels: int) -> Header:
+    try:
+        tiff = Tiff(data)
+    except ValueError as error:
+        raise BrokenImage(str(error)) from None
+    if tiff.refusal:
+        raise BrokenImage(tiff.refusal)
+    _check_size(*tiff.tile, max_pixels, "tiles of ")
+    return Header(*tiff.size, opencv=tiff.for_opencv, pil=tiff.for_pil)
+
+
+def _other_header(data: bytes) -> Header:
+    """PIL reads most of these: OpenCV swaps colours of AVIF and does not turn upright what moves."""
     with open_image(data) as image:
-        if isinstance(image, TiffImageFile):
-            width, height = (image.tag_v2.get(tag, 1) for tag in _TILE)
-            _check_size(height, width, max_pixels, "tiles of ")
-        return Header(image.height, image.width)
+        height, width = image.height, image.width
+        if image.format == "WEBP" and not getattr(image, "is_animated", False):
+            return Header(*_upright(height, width, _orientation(image.info.get("exif", b""))))
+        if image.format == "JPEG2000" and (at := data.find(_SIZ)) >= 0 and data[at + 42] & 0x80:
+            raise BrokenImage("JPEG 2000 of signed samples has no agreed range; convert it to unsigned ones")
+        try:
+            orientation = int(image.getexif().get(_ORIENTATION, 1))
+        except Exception:  # a damaged tag does not make the picture unreadable
+            orientation = 1
+        fast = _FOR_OPENCV.match(data) is not None
+        return Header(*_upright(height, width, orientation), opencv=fast)
+
+
+def _upright(height: int, width: int, orientation: int) -> tuple[int, int]:
+    return (width, height) if 5 <= orientation <= 8 else (height, width)
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, reduce: int = 1) -> np.ndarray:
     """Decodes to RGB, (H, W, 3) uint8, turned upright as its EXIF orientation says.
 
     Gray, palette, CMYK and 16-bit images become 8-bit RGB; alpha is dropped. reduce: 1, 2, 4 or 8; a JPEG is decoded at
-    1/reduce of its size, sides rounded up, which costs less. OpenCV decodes; PIL takes what OpenCV cannot read.
+    1/reduce of its size, sides rounded up, which costs less. OpenCV decodes what it reads right, PIL the rest. Of an
+    animation or of several pages it is the first, see `left_out`.
     Raises BrokenImage for anything that is not one whole image of at most max_pixels.
 
     A JPEG whose data are damaged but complete in length decodes to a damaged picture: libjpeg does not tell.
@@ -163,9 +235,9 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, reduce: int = 1) -> np.
 
 def decode_known(data: bytes, header: Header, reduce: int = 1) -> np.ndarray:
     """`decode` of data whose header has been read."""
-    image = _opencv(data, reduce if header.jpeg else 1)
+    image = _opencv(data, reduce if header.jpeg else 1) if header.opencv else None
     if image is None:
-        return _pil(data)
+        return _pil(data, header)
     if header.jpeg and _ends_in_grey(image) and _takes_more_data(data, image, reduce):
         raise BrokenImage("truncated JPEG: its data end before the picture does")
     return image
@@ -173,8 +245,6 @@ def decode_known(data: bytes, header: Header, reduce: int = 1) -> np.ndarray:
 
 def _opencv(data: bytes, reduce: int) -> np.ndarray | None:
     """None where OpenCV cannot."""
-    if data[4:12] == b"ftypavif":  # OpenCV does not turn these upright
-        return None
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[reduce])
     except cv2.error:
@@ -200,11 +270,27 @@ def _takes_more_data(data: bytes, image: np.ndarray, reduce: int) -> bool:
     return longer is None or not np.array_equal(longer, image)
 
 
-def _pil(data: bytes) -> np.ndarray:
-    with open_image(data) as image:
-        if image.mode in ("F", "I") or image.mode.startswith("I;"):
-            raise BrokenImage(f"pixels of mode {image.mode} have no agreed range; convert them to 8 bits")
-        try:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-        except Exception as error:  # plug-ins raise whatever their parsers stumble on
-            raise BrokenImage(f"cannot be decoded: {error}") from None
+def _pil(data: bytes, header: Header) -> np.ndarray:
+    tiff = Tiff(data) if is_tiff(data) else None
+    try:
+        if not header.pil:
+            raise BrokenImage("no decoder reads such a TIFF right")
+        with open_image(data) as image:
+            return _rgb(image, tiff.bits if tiff else 16)
+    except Exception as error:  # plug-ins raise whatever their parsers stumble on
+        reason = error.reason if isinstance(error, BrokenImage) else f"cannot be decoded: {error}"
+    if tiff:
+        reason = f"{tiff}: {reason}; if the file is whole, convert it to 8-bit RGB or gray"
+    raise BrokenImage(reason)
+
+
+def _rgb(image: Image.Image, bits: int) -> np.ndarray:
+    """bits: that a sample has where PIL does not make 8 of them."""
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+        raise BrokenImage(f"pixels of mode {image.mode} have no agreed range; convert them to 8 bits")
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+    if image.mode == "La":  # multiplied by its alpha, which PIL takes back on the way to this mode alone
+        image = image.convert("LA")
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))

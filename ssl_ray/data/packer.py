@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from ssl_ray.data.decode import BrokenImage, decode
+from ssl_ray.data.decode import BrokenImage, decode, left_out
 from ssl_ray.data.plan import Int64
 from ssl_ray.data.sources.base import Source, sample_indices
 from ssl_ray.data.sources.shards import INDEX_SCHEMA, SCHEMA
@@ -22,9 +22,10 @@ Broken = tuple[int, str, str]
 
 
 class Packer:
-    """Makes the record batches of one source."""
+    """Makes the record batches of one source. left_out: what of images that were resized is lost -> their paths."""
 
     def __init__(self, source: Source, resize: int | None) -> None:
+        self.left_out: dict[str, list[str]] = {}
         self.source, self.resize, self.labels = source, resize, source.labels()
         # The sample is the same every time, so a continued run cuts the same batches.
         sizes = [len(data) for data in self.encoded(sample_indices(source.info.num_samples, 64))]
@@ -41,8 +42,12 @@ class Packer:
 
     def pack(self, indices: Int64) -> tuple[Any, list[Broken]]:
         """A record batch, and the images in it that are broken."""
-        stored = [self._resized(data) for data in self.source.read(indices)]
+        given = self.source.read(indices)
+        stored = [self._resized(data) for data in given]
         paths = [self.source.path(i) for i in indices.tolist()]
+        for before, (after, _), path in zip(given, stored, paths, strict=True):
+            if after is not before and (what := left_out(before)):
+                self.left_out.setdefault(what, []).append(path)
         labels = [None] * len(indices) if self.labels is None else self.labels[indices]
         columns = [indices, [data for data, _ in stored], labels, paths]
         batch = pa.record_batch(

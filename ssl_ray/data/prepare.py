@@ -2,9 +2,9 @@
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike, cpu_count
 from typing import Any
 
@@ -28,7 +28,8 @@ Progress = Callable[[int, int], None]
 class Prepared:
     """What `prepare` left at `location`. shards_written: by this call, the rest was there before.
 
-    broken: (index, path, reason) of images that could not be resized; their bytes were kept as they are.
+    broken: (index, path, reason) of images that could not be resized; their bytes were kept as they are. left_out: what
+    of images that were resized is lost, in words -> paths; empty without `resize`.
     """
 
     location: str
@@ -36,6 +37,7 @@ class Prepared:
     num_shards: int
     shards_written: int
     broken: tuple[Broken, ...] = ()
+    left_out: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 def prepare(
@@ -54,9 +56,9 @@ def prepare(
     on_progress: called with (images done, images in all). A shard appears under its name once it is whole.
     Raises UserError when `out_uri` holds something else.
     """
-    for field, value in (("shard_bytes", shard_bytes), ("resize", resize), ("workers", workers)):
+    for name, value in (("shard_bytes", shard_bytes), ("resize", resize), ("workers", workers)):
         if value is not None and value < 1:
-            raise UserError(f"{field}: got {value}, must be at least 1")
+            raise UserError(f"{name}: got {value}, must be at least 1")
     out = Location.of(out_uri)
     content = source.info.digest if resize is None else digest(source.info.digest, "resize", resize)
     _check_output(out)
@@ -108,7 +110,8 @@ def prepare(
     manifest = Manifest(info, tuple(shard_rows), packer.batch_rows, resize)
     # Last, since its presence says that all the rest is there.
     _write(out / MANIFEST, lambda stream: stream.write(manifest.to_json().encode()))
-    return Prepared(str(out), total, len(shard_rows), len(shard_rows) - num_found, tuple(broken))
+    written = len(shard_rows) - num_found
+    return Prepared(str(out), total, len(shard_rows), written, tuple(broken), packer.left_out)
 
 
 def prepare_dataset(

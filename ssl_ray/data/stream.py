@@ -19,7 +19,7 @@ import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ssl_ray.data.blocks import Broken, StreamConfig, block_steps, make_block
+from ssl_ray.data.blocks import Broken, PartlyUsed, StreamConfig, block_steps, make_block
 
 # Ray's cost is per block, not per byte: blocks of some tens of MB amortise it (several steps per block).
 BLOCK_BYTES = 64 * 2**20
@@ -46,9 +46,9 @@ class _MakeBlocks:
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         row = {name: int(values[0]) for name, values in rows.items()}
-        columns, broken = make_block(_config_of(self.config[0]), **row)
-        if broken:
-            self.dealer.report_broken.remote(broken)
+        columns, found = make_block(_config_of(self.config[0]), **row)
+        if found:
+            self.dealer.report.remote(found)
         result: dict[str, np.ndarray] = columns
         return result
 
@@ -72,6 +72,7 @@ class Dealer:
         self.in_use: list[deque[Any]] = []
         self.stop_producer = threading.Event()
         self.broken: dict[int, Broken] = {}
+        self.left_out: set[str] = set()
         self.news: list[Any] = []
         self.too_many_broken = False
         self.stopping = False
@@ -102,9 +103,13 @@ class Dealer:
         self.in_use[rank].append(item)
         return item
 
-    async def report_broken(self, found: list[Broken]) -> None:
+    async def report(self, found: list[Broken | PartlyUsed]) -> None:
         """Called by data tasks. Stops the run when more than the allowed share of the data set is broken."""
-        fresh = {b.index: b for b in found if b.index not in self.broken}
+        for image in found:
+            if isinstance(image, PartlyUsed) and image.what not in self.left_out:
+                self.left_out.add(image.what)
+                self.news.append(f"{image.path}: {image.what}; `ssl-ray data verify` names all such images")
+        fresh = {b.index: b for b in found if isinstance(b, Broken) and b.index not in self.broken}
         self.broken |= fresh
         self.news += fresh.values()
         allowed = self.config.max_broken * self.config.plan.num_samples
@@ -124,7 +129,7 @@ class Dealer:
         self.news.append(event)
 
     async def take_news(self) -> list[Any]:
-        """What ranks told, and each broken sample once (`Broken`), since the last call."""
+        """What ranks told, each broken sample once (`Broken`), and what of images is left out, since the last call."""
         news, self.news = self.news, []
         return news
 

@@ -8,7 +8,7 @@ from os import cpu_count
 
 import numpy as np
 
-from ssl_ray.data.decode import BrokenImage, decode, open_image
+from ssl_ray.data.decode import BrokenImage, decode, left_out, pixel_mode
 from ssl_ray.data.plan import Int64
 from ssl_ray.data.sources.base import Source
 
@@ -17,12 +17,16 @@ _CHUNK = 64
 
 @dataclass
 class Report:
-    """broken: (index, path, reason). sizes: (height, width) in pixels -> images. modes: PIL's L, RGB, ... -> images."""
+    """broken: (index, path, reason). sizes: (height, width) in pixels -> images. modes: PIL's L, RGB, ... -> images.
+
+    left_out: what of an image is not used, in words -> paths.
+    """
 
     checked: int = 0
     broken: list[tuple[int, str, str]] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, other: "Report") -> None:
         """Adds the findings of another part."""
@@ -30,6 +34,8 @@ class Report:
         self.broken += other.broken
         self.sizes += other.sizes
         self.modes += other.modes
+        for what, paths in other.left_out.items():
+            self.left_out.setdefault(what, []).extend(paths)
 
 
 def verify(
@@ -54,11 +60,12 @@ def _verify(source: Source, indices: Int64) -> Report:
         report.checked += 1
         try:
             height, width = decode(data).shape[:2]
-            with open_image(data) as header:
-                mode = header.mode
+            mode, what = pixel_mode(data), left_out(data)
         except BrokenImage as error:
             report.broken.append((index, source.path(index), error.reason))
             continue
         report.sizes[height, width] += 1
         report.modes[mode] += 1
+        if what:
+            report.left_out.setdefault(what, []).append(source.path(index))
     return report

@@ -1,4 +1,8 @@
-"""Image files that real folders hold: broken ones, hostile ones, and whole ones of kinds that are rarely tried."""
+"""Image files that real folders hold: broken ones, too large ones, and whole ones of kinds that are rarely tried.
+
+Those that stand for hostile files are small in what they claim, too: no decoder would mind them, and a limit that is
+lowered shows that ours asks before one is called.
+"""
 
 import io
 import struct
@@ -9,8 +13,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-SIDE = 50_000
 HEIGHT, WIDTH = 40, 60
+SIDE = 100
+LIMIT = HEIGHT * WIDTH
+"""Pixels that are allowed where SIDE x SIDE are too many."""
 RNG = np.random.default_rng(0)
 PIXELS = cv2.GaussianBlur(RNG.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8), (9, 9), 0) // 4 * 4
 PICTURE = Image.fromarray(PIXELS)
@@ -74,33 +80,34 @@ def rotated(orientation: int, kind: str, **options: Any) -> bytes:
     return encode(PICTURE, kind, exif=exif, **options)
 
 
-def _bombs() -> dict[str, bytes]:
-    """Small files that say they are SIDE x SIDE pixels; and what else makes a decoder allocate gigabytes."""
+def _too_large() -> dict[str, bytes]:
+    """Files that say they are SIDE x SIDE pixels, more than LIMIT, and hold less."""
     jpeg, webp = encode(PICTURE, "JPEG"), encode(PICTURE, "WEBP", lossless=True)
     (bits,) = struct.unpack_from("<I", webp, at := webp.index(b"VP8L") + 9)
-    empty = zlib.compress(b"")
     return {
-        "png": png(chunk(b"IDAT", empty), width=SIDE, height=SIDE),
+        "png": png(chunk(b"IDAT", zlib.compress(b"")), width=SIDE, height=SIDE),
         "jpeg": changed(jpeg, jpeg.index(b"\xff\xc0") + 5, ">HH", SIDE, SIDE),
         "tiff": tiff_with(encode(PICTURE, "TIFF"), t256=SIDE, t257=SIDE),
         "tga (PIL only)": changed(encode(PICTURE, "TGA"), 12, "<HH", SIDE, SIDE),
         "gif": changed(encode(PICTURE, "GIF"), 6, "<HH", SIDE, SIDE),
         "bmp": changed(encode(PICTURE, "BMP"), 18, "<ii", SIDE, SIDE),
         "ppm": b"P6\n%d %d\n255\n" % (SIDE, SIDE) + bytes(100),
-        "webp (its largest)": changed(webp, at, "<I", bits | (1 << 28) - 1),
-        "png with a chunk that claims 4 GB": png(
-            struct.pack(">I", 0xF0000000) + b"tEXt" + bytes(64), chunk(b"IDAT", empty)
-        ),
-        "tiff with a tile of 800 MB": tiled_tiff(28_000),
+        "webp": changed(webp, at, "<I", bits & ~((1 << 28) - 1) | (SIDE - 1) << 14 | SIDE - 1),
+        # OpenCV took memory for a whole tile: 800 MB for one of 28,000 x 28,000 pixels.
+        "tiff with a large tile": tiled_tiff(SIDE),
     }
 
 
-BOMBS = _bombs()
+TOO_LARGE = _too_large()
 
 WHOLE_JPEG = encode(PICTURE, "JPEG")
 ROWS = zlib.compress(b"".join(b"\0" + row.tobytes() for row in PIXELS))
 BROKEN = {
     "empty": b"",
+    # OpenCV took as much memory as a chunk claims to need before it looked for it: 4 GB for one of 0xF0000000 bytes.
+    "chunk longer than its file": png(
+        struct.pack(">I", 1000) + b"tEXt" + bytes(64), chunk(b"IDAT", zlib.compress(b""))
+    ),
     "text": b"no image at all",
     "cut off": WHOLE_JPEG[: len(WHOLE_JPEG) // 2],
     "corrupt": png(chunk(b"IDAT", ROWS[: len(ROWS) // 2] + bytes(len(ROWS) // 2))),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ssl_ray.data.decode import BrokenImage, decode, read_header
+from ssl_ray.data.decode import BrokenImage, decode
 from tests.data.photos import encode, photo
 
 PHOTO = photo("flower.jpg")[100:260, 200:401]
@@ -68,31 +68,6 @@ def test_16_bit_gray_keeps_its_range() -> None:
     gray = np.asarray(PICTURE.convert("L"))
     image = decode(encode(Image.fromarray(gray.astype(np.uint16) * 257), "PNG"))
     assert np.array_equal(image, np.repeat(gray[..., None], 3, axis=2))
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_honoured(kind: str, orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encode(PICTURE, kind, exif=exif, quality=95, lossless=True)
-    image = decode(data)
-    assert np.array_equal(image, pil(data))
-    assert image.shape[:2] == ((160, 201) if orientation < 5 else (201, 160))
-    if kind == "JPEG":
-        assert read_header(data)[:2] == image.shape[:2]
-    # Upright pictures of the stored one, from the EXIF standard: "row 0 is the visual ..., column 0 the visual ...".
-    upright = {
-        1: PHOTO,
-        2: PHOTO[:, ::-1],  # top, right
-        3: PHOTO[::-1, ::-1],  # bottom, right
-        4: PHOTO[::-1],  # bottom, left
-        5: PHOTO.swapaxes(0, 1),  # left, top
-        6: PHOTO[::-1].swapaxes(0, 1),  # right, top
-        7: PHOTO[::-1, ::-1].swapaxes(0, 1),  # right, bottom
-        8: PHOTO[:, ::-1].swapaxes(0, 1),  # left, bottom
-    }[orientation]
-    assert np.abs(image.astype(int) - upright).mean() < 5  # JPEG's loss; more than 30 for any other turn
 
 
 @pytest.mark.parametrize("reduce", [2, 4, 8])
@@ -194,7 +169,7 @@ def test_what_is_no_image_is_refused_with_a_reason(data: bytes, reason: str) -> 
 
 def test_float_pixels_are_refused() -> None:
     gray = Image.fromarray(np.asarray(PICTURE.convert("L")).astype(np.float32))
-    with pytest.raises(BrokenImage, match="mode F"):
+    with pytest.raises(BrokenImage, match="32-bit floats"):
         decode(encode(gray, "TIFF"))
 
 
@@ -204,17 +179,6 @@ def test_the_pixel_limit_is_read_from_the_header(kind: str) -> None:
     decode(data, max_pixels=160 * 201)
     with pytest.raises(BrokenImage, match="201 x 160 pixels"):
         decode(data, max_pixels=160 * 201 - 1)
-
-
-def test_a_bomb_is_refused_before_it_is_decoded() -> None:
-    data = bytearray(LOSSLESS["png"])
-    data[16:24] = (100_000).to_bytes(4, "big") * 2
-    with pytest.raises(BrokenImage, match="100000 x 100000 pixels"):
-        decode(bytes(data))
-    bomb = bytearray(encode(PICTURE, "BMP"))
-    bomb[18:26] = (100_000).to_bytes(4, "little") * 2
-    with pytest.raises(BrokenImage, match="pixels"):
-        decode(bytes(bomb))
 
 
 def test_the_error_survives_pickling() -> None:

@@ -12,6 +12,7 @@ from ssl_ray.data.prepare import prepare, prepare_dataset
 from ssl_ray.data.source import open_dataset
 from ssl_ray.errors import UserError
 from tests.data.test_source import encoded, write_folder
+from tests.data.tiffs import RGB, tiff
 
 
 @pytest.fixture
@@ -111,6 +112,20 @@ def test_many_shards_do_not_depend_on_the_workers_and_a_stopped_run_continues(tm
     assert prepare(source, str(tmp_path / "c"), shard_bytes=400_000).shards_written == 0
     order = np.random.default_rng(0).permutation(40)
     assert open_dataset(str(tmp_path / "c")).train.read(order) == source.read(order)
+
+
+def test_pages_that_resizing_loses_are_told(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    (tmp_path / "scans").mkdir()
+    for name, pages in (("a", [pixels]), ("b", [pixels] * 3)):
+        (tmp_path / "scans" / f"{name}.tif").write_bytes(tiff(*pages, photometric=RGB))
+    source = open_dataset(str(tmp_path / "scans")).train
+    what = "more than one page: the first is used"
+    assert prepare(source, tmp_path / "small", resize=20).left_out == {
+        what: [str(tmp_path / "scans" / "b.tif")]
+    }
+    assert prepare(source, tmp_path / "as it is").left_out == {}
+    assert prepare(source, tmp_path / "larger", resize=50).left_out == {}, "its bytes are kept"
 
 
 def test_resize_scales_the_shorter_side_down_and_never_up(tmp_path):

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from ssl_ray.data.batches import Batches
-from ssl_ray.data.blocks import StreamConfig, block_steps, make_block
+from ssl_ray.data.blocks import PartlyUsed, StreamConfig, block_steps, make_block
 from ssl_ray.data.plan import Plan
 from ssl_ray.data.source import DatasetInfo, open_dataset
 from ssl_ray.data.stream import start_dealer
 from ssl_ray.data.views import moco_v2_views
 from ssl_ray.errors import UserError
+from tests.data.tiffs import RGB, tiff
 
 STEPS = 23
 
@@ -139,6 +140,47 @@ def test_broken_samples_are_replaced_by_the_plans_substitute_and_named() -> None
     good = expected(whole, 0)
     assert rows[:5] + rows[6:] == good[:5] + good[6:]
     assert rows[5][0] == stream.plan.substitute(0, bad, 0) != bad
+
+
+@dataclass(frozen=True)
+class _Scans(Jpegs):
+    """TIFF files of two pages each; those of odd index are of one page of four bands."""
+
+    def _jpeg(self, index: int) -> bytes:
+        pixels = np.random.default_rng(index).integers(0, 255, (40, 48, 3), np.uint8)
+        if index % 2:
+            return tiff(np.dstack([pixels, pixels[..., 0]]), photometric=RGB, extra=(0,))
+        return tiff(pixels, pixels, photometric=RGB)
+
+
+PAGES = "more than one page: the first is used"
+BANDS = "bands beyond the colours that are no alpha: they are not used"
+
+
+def test_what_is_left_out_of_images_is_told_once_a_block() -> None:
+    columns, found = make_block(config(_Scans()), first_step=0, num_steps=2, rank=0, world_size=1)
+    assert len(columns["index"]) == 32
+    first = {
+        what: next(i for i in columns["index"] if i % 2 == odd) for what, odd in ((PAGES, 0), (BANDS, 1))
+    }
+    assert {image.what: image for image in found} == {
+        what: PartlyUsed(f"jpegs/{index}.jpg", what) for what, index in first.items()
+    }
+    assert len(found) == 2
+
+
+@pytest.mark.slow
+def test_what_is_left_out_of_images_is_told_once_a_run(ray_cluster: None) -> None:
+    import ray
+
+    dealer = start_dealer(config(_Scans()))
+    for path in ("a.tif", "b.tif"):
+        ray.get(dealer.report.remote([PartlyUsed(path, PAGES), PartlyUsed(path, BANDS)]))
+    assert ray.get(dealer.take_news.remote()) == [
+        f"a.tif: {what}; `ssl-ray data verify` names all such images" for what in (PAGES, BANDS)
+    ]
+    assert ray.get(dealer.count_broken.remote()) == 0
+    ray.kill(dealer)
 
 
 @pytest.mark.slow

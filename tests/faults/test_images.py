@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.data.odd_images import BOMBS, BROKEN, ODD
+from tests.data.odd_images import BROKEN, ODD, TOO_LARGE
 from tests.runs import TINY, run, summary
 
 pytestmark = pytest.mark.slow
@@ -17,7 +17,6 @@ SUFFIX = {
     "png": "png",
     "jpeg": "jpg",
     "tiff": "tif",
-    "gif": "png",
     "bmp": "bmp",
     "ppm": "ppm",
     "webp": "webp",
@@ -36,7 +35,9 @@ def fill(root: Path) -> set[str]:
         assert cv2.imwrite(str(folder / f"{i:03d}.png"), pixels)
     for name, data in ODD.items():
         (root / "cat" / name).write_bytes(data)
-    broken = {f"{kind}.{SUFFIX.get(kind.split()[0], 'png')}": data for kind, data in (BOMBS | BROKEN).items()}
+    # Not too large for a run, but none holds all that it says; but for a GIF, whose picture may not fill its canvas.
+    cut = {kind: data for kind, data in TOO_LARGE.items() if kind != "gif"}
+    broken = {f"{kind}.{SUFFIX.get(kind.split()[0], 'png')}": data for kind, data in (cut | BROKEN).items()}
     for name, data in (broken | {HARMFUL: b""}).items():
         (root / "dog" / name).write_bytes(data)
     if os.geteuid():  # root may read everything
@@ -96,5 +97,5 @@ def test_every_odd_image_in_one_folder(tmp_path: Path, two_cpus: str) -> None:
     assert len(report["broken"]) == len(broken)
     assert report["checked"] == 120 + len(ODD) + len(broken)
     reasons = {Path(path).name: reason for _, path, reason in report["broken"]}
-    assert reasons["png.png"] == "50000 x 50000 pixels, allowed are 1 to 134217728"
+    assert reasons["chunk longer than its file.png"] == "truncated PNG: no end chunk"
     assert reasons["empty.png"] == "empty"

@@ -7,11 +7,9 @@ from typing import Protocol
 
 import numpy as np
 
-from ssl_ray.data.decode import BrokenImage, open_image
+from ssl_ray.data.decode import BrokenImage, read_header
 from ssl_ray.data.plan import Int64, holdout_permutation
 from ssl_ray.errors import UserError
-
-_EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -91,17 +89,6 @@ def digest(*parts: object) -> str:
     return state.hexdigest()
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """(height, width) in pixels as shown (EXIF orientation applied), from the header alone. Raises BrokenImage."""
-    with open_image(data) as image:
-        width, height = image.size
-        try:
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-        except Exception:  # a damaged tag does not make the picture unreadable
-            turned = False
-    return (width, height) if turned else (height, width)
-
-
 def sample_indices(num_samples: int, count: int = 16) -> Int64:
     """At most `count` indices, spread evenly over 0..num_samples-1."""
     return np.unique(np.linspace(0, num_samples - 1, min(count, num_samples)).astype(np.int64))
@@ -114,7 +101,7 @@ def median_size(
     sizes, broken = [], ""
     for index, data in zip(indices, read(indices), strict=True):
         try:
-            sizes.append(image_size(data))
+            sizes.append(read_header(data)[:2])
         except BrokenImage as error:
             broken = broken or f"{path(int(index))}: {error}"
     if not sizes:
