@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from PIL.TiffImagePlugin import TiffImageFile
 
 MAX_PIXELS = 1 << 27
@@ -18,6 +18,11 @@ Image.init()
 _FORMATS = tuple(
     {"JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "TGA"} & Image.OPEN.keys()
 )
+_CODECS = {
+    "WEBP": "webp",
+    "AVIF": "avif",
+    "JPEG2000": "jpg_2000",
+}  # what PIL may lack though it knows the format
 _ORIENTATION = 0x0112  # EXIF tag; values from 5 on swap height and width
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that carry the image's size
@@ -55,6 +60,15 @@ class Unread(bytes):
         nothing = cls()
         nothing.reason = reason
         return nothing
+
+
+def suffixes() -> tuple[str, ...]:
+    """Suffixes, with the dot, of what is decoded on this machine. Left out: PFM, whose pixels have no agreed range."""
+    built = {form for form, codec in _CODECS.items() if features.check(codec)} | (
+        set(_FORMATS) - _CODECS.keys()
+    )
+    known = Image.registered_extensions()
+    return tuple(sorted(suffix for suffix, form in known.items() if form in built and suffix != ".pfm"))
 
 
 class Header(NamedTuple):

@@ -270,11 +270,7 @@ def _fresh(request: Request, console: Console) -> tuple[RunFolder, Recipe, Datas
             )
         record = folder.record()
         check_data(folder, record, dataset)
-    console.print(
-        f"{recipe.name} ({loaded.origin}) on {request.data}: {dataset.train.info.num_samples:,} images"
-    )
-    if dataset.note:
-        console.print(dataset.note)
+    dataset.tell(console.print, console.warn, f"{recipe.name} ({loaded.origin}) on {request.data}")
     for path, origin in resolved.origins.items():
         console.detail(f"{path}: {origin}")
     return folder, recipe, dataset, record
