@@ -64,11 +64,10 @@ class Unread(bytes):
 
 def suffixes() -> tuple[str, ...]:
     """Suffixes, with the dot, of what is decoded on this machine. Left out: PFM, whose pixels have no agreed range."""
-    built = {form for form, codec in _CODECS.items() if features.check(codec)} | (
-        set(_FORMATS) - _CODECS.keys()
-    )
-    known = Image.registered_extensions()
-    return tuple(sorted(suffix for suffix, form in known.items() if form in built and suffix != ".pfm"))
+    lacking = {form for form, codec in _CODECS.items() if not features.check(codec)}
+    forms = Image.registered_extensions() | {".mpo": "JPEG"}  # several JPEGs in one file: the first counts
+    read = set(_FORMATS) - lacking
+    return tuple(sorted(suffix for suffix, form in forms.items() if form in read and suffix != ".pfm"))
 
 
 class Header(NamedTuple):
