@@ -188,9 +188,10 @@ def _open_split(
 
 
 def _unused(root: Location, split: Split, listing: Listing) -> Unused:
-    uris = tuple(root / path for path in split.paths)
+    uris = tuple(root / path for path in split.places or split.paths)
     if not split.folder:
-        return Unused(split.name, f"{len(uris)} files", uris)
+        what = "images" if is_image(split.paths[0]) else "files"
+        return Unused(split.name, f"{len(split.paths):,} {what}", uris)
     files = [path for path, size in listing if size is not None and path.startswith(f"{split.paths[0]}/")]
     images, tables = sum(map(is_image, files)), sum(path.endswith(PARQUET) for path in files)
     shards = f"{split.paths[0]}/{MANIFEST}" in files

@@ -128,6 +128,47 @@ def test_folders_named_after_splits_are_these(
         assert values(opened.train) == {4 + 2 * number, 5 + 2 * number}
 
 
+@pytest.mark.parametrize("around", ["", "archive/"])
+def test_splits_may_lie_in_classes(tmp_path: Path, around: str) -> None:
+    folders = [
+        f"{name}/{part}"
+        for name in ("bottle", "cable")
+        for part in ("train/good", "Test/cut", "dev", "masks")
+    ]
+    write(tmp_path, *(around + folder for folder in folders))
+    dataset = open_dataset(str(tmp_path))
+    assert (values(dataset.train), values(dataset.val)) == ({0, 4}, {2, 6})
+    assert dataset.train.info.class_names == dataset.val.info.class_names == ("bottle", "cable")
+    assert dataset.train.labels().tolist() == [0] * 3 + [1] * 3
+    line, warnings = told(dataset)
+    assert line.startswith(
+        "photos: 6 images to train on (train), 6 images held out (dev), not used: Test (6 images); "
+    )
+    assert warnings == ["not used, as of no split: 'masks' (6 images)"]
+    (part,) = dataset.unused
+    assert [values(open_dataset(uri, holdout=0).train) for uri in part.uris] == [{1}, {5}]
+    write(tmp_path, f"{around}wood")
+    with pytest.raises(UserError, match="holds splits in 'bottle', 'cable', but not in 'wood'; move"):
+        open_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize("drawn", ["annotations/trimaps", "masks", "SegmentationClass", "labels/day"])
+@pytest.mark.parametrize("pictures", ["images", "JPEGImages"])
+def test_what_is_drawn_for_pictures_is_no_class(tmp_path: Path, pictures: str, drawn: str) -> None:
+    write(tmp_path / "flat", pictures, drawn)
+    dataset = open_dataset(str(tmp_path / "flat"))
+    assert values(dataset.train) == {0}
+    assert dataset.train.labels() is None
+    assert dataset.warnings == (f"not used, as of no split: {drawn.partition('/')[0]!r} (3 images)",)
+    write(
+        tmp_path / "split",
+        *(f"{name}/{part}" for name in (pictures, drawn) for part in ("training", "validation")),
+    )
+    dataset = open_dataset(str(tmp_path / "split"))
+    assert (values(dataset.train), values(dataset.val)) == ({0}, {1})
+    assert dataset.names == ("training", "validation")
+
+
 def test_unlabelled_images_are_left_alone_and_it_is_said_how_to_train_on_them(tmp_path: Path) -> None:
     write(tmp_path, *split("train"), *split("test"), "unlabeled")
     line, warnings = told(open_dataset(str(tmp_path)))
@@ -219,6 +260,7 @@ def test_what_may_be_a_class_is_one_with_a_warning(
         ["cat", "dog"],
         ["bullet train", "crash test", "cat", "dog", "cow"],  # nothing else than classes has such names
         ["bullet train", "steam train"],
+        ["1", "images"],
         [f"n{i}/images" for i in range(3)],
         ["cat/left", "cat/right", "dog/left"],
     ],

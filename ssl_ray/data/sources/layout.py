@@ -8,7 +8,7 @@ says how; where that decides nothing, the data are refused. Nothing held out is 
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ssl_ray.data.sources.location import Location
 from ssl_ray.errors import UserError
@@ -24,13 +24,20 @@ _WORDS = {
 _TRIMMINGS = {"set", "data", "dataset", "images", "imgs", "split", "folder", "samples"}
 
 
+# Folders of pictures, and of what is drawn for tasks on these; together they are no classes.
+_PICTURES = {"images", "image", "imgs", "img", "jpegimages"}
+_DRAWN = {"annotations", "annotation", "masks", "mask", "labels", "label", "gt", "ground", "truth", "trimaps"}
+_DRAWN |= {"segmentation", "segmentations", "class", "object", "classes", "instances"}
+
+
 @dataclass(frozen=True)
 class Split:
-    """A part of the data. name: as the user calls it. paths: a folder, or files."""
+    """A part of the data. name: as the user calls it. paths: a folder, or files. places: what opens it, or these."""
 
     name: str
     paths: tuple[str, ...]
     folder: bool
+    places: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,10 +77,13 @@ def quoted(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
+def _words(name: str) -> list[str]:
+    return re.sub(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", " ", name).lower().split()
+
+
 def _said(name: str) -> _Name:
     """What a folder's or file's name says. Nothing where it names several splits."""
-    text = re.sub(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", " ", name).lower()
-    words = re.sub(r"\b(un|held) (?=label|out\b)", r"\1", text).split()
+    words = re.sub(r"\b(un|held) (?=label|out\b)", r"\1", " ".join(_words(name))).split()
     words = [short if (short := word.removesuffix("set")) in _WORDS else word for word in words]
     found = [word for word in words if word in _WORDS]
     if len({_WORDS[word] for word in found}) != 1:
@@ -136,6 +146,10 @@ def folder_layout(paths: Sequence[str], root: Location) -> Layout:
             )
     if clear:
         return Layout(warnings=(_as_classes(clear, folders, loose, root / base),))
+    if found := _pictures(paths, base, folders, loose, root):
+        return found
+    if not loose and (found := _in_classes(paths, base, folders, root / base)):
+        return found
     return Layout(warnings=(*_held_out_alone(base.split("/")), *_alike(folders)))
 
 
@@ -186,6 +200,58 @@ def _layout(found: list[tuple[str | None, Split]], warnings: list[str], root: Lo
         warnings.append(not_trained_on(split.name, root / split.name if split.folder else "its files"))
     unused = (*(of[TEST] if of[VAL] else ()), *of[UNLABELLED])
     return Layout(of[TRAIN][0], held_out[0] if held_out else None, unused, tuple(warnings))
+
+
+def _pictures(
+    paths: Sequence[str], base: str, folders: Mapping[str, _Folder], loose: Sequence[str], root: Location
+) -> Layout | None:
+    """Pictures beside masks and the like, as `images` and `annotations`: only the pictures are used."""
+    drawn = {
+        name: folder.count
+        for name, folder in folders.items()
+        if (words := set(_words(name))) and words <= _DRAWN
+    }
+    others = [name for name in folders if name not in drawn]
+    if not drawn or len(others) != 1 or not _PICTURES.issuperset(["".join(_words(others[0]))]):
+        return None
+    folder = f"{base}{others[0]}"
+    inside = folder_layout([path for path in paths if path.startswith(f"{folder}/")], root)
+    train = inside.train or Split(others[0], (folder,), True)
+    return replace(inside, train=train, warnings=(*_left_over(drawn, loose), *inside.warnings))
+
+
+def _in_classes(
+    paths: Sequence[str], base: str, folders: Mapping[str, _Folder], root: Location
+) -> Layout | None:
+    """Splits within each class, as `cat/train` and `dog/train`. Raises UserError where only some classes have them."""
+    splits = {
+        name: {said.split for inner in folder.folders if (said := _said(inner)).alone}
+        for name, folder in folders.items()
+    }
+    divided = [name for name, kinds in splits.items() if TRAIN in kinds and len(kinds) > 1]
+    if not divided:
+        return None
+    if others := [name for name, kinds in splits.items() if TRAIN not in kinds or folders[name].direct]:
+        raise UserError(
+            f"data: {str(root)!r} holds splits in {quoted(divided)}, but not in {quoted(others)}; move these away, or "
+            "make folders 'train' and 'val' with a folder for each class in them"
+        )
+    found: dict[str, list[str]] = {}
+    places: dict[str, set[str]] = {}
+    for path in paths:
+        name, inner, _ = path[len(base) :].split("/", 2)
+        found.setdefault(inner, []).append(path)
+        places.setdefault(inner, set()).add(f"{base}{name}/{inner}")
+    of_none = {inner: len(files) for inner, files in found.items() if not _said(inner).alone}
+    return _layout(
+        [
+            (_said(inner).split, Split(inner, tuple(files), False, tuple(sorted(places[inner]))))
+            for inner, files in found.items()
+            if inner not in of_none
+        ],
+        _left_over(of_none, []),
+        root,
+    )
 
 
 def _left_over(folders: Mapping[str, int], loose: Sequence[str]) -> list[str]:
