@@ -62,7 +62,11 @@ def verify(
     dataset = open_dataset(data, **columns, holdout=0)
     dataset.tell(console.print, console.warn, data)
     # What a run leaves alone is verified, too.
-    unused = [open_dataset(uri, **columns, holdout=0).train for part in dataset.unused for uri in part.uris]
+    unused = [
+        open_dataset(uri, image_column=image_column, holdout=0).train
+        for part in dataset.unused
+        for uri in part.uris
+    ]
     report = Report()
     for source in filter(None, (dataset.train, dataset.val, *unused)):
         with console.task("decoding") as on_progress:

@@ -169,6 +169,13 @@ def test_what_is_drawn_for_pictures_is_no_class(tmp_path: Path, pictures: str, d
     assert dataset.names == ("training", "validation")
 
 
+@pytest.mark.parametrize("parts", [["train"], ["train/cat", "train/dog"]])
+def test_training_beside_what_is_drawn_is_a_split(tmp_path: Path, parts: list[str]) -> None:
+    dataset = open_dataset(str(write(tmp_path, *parts, "masks")), holdout=0)
+    assert values(dataset.train) == set(range(len(parts)))
+    assert dataset.warnings == ("not used, as of no split: 'masks' (3 images)",)
+
+
 def test_unlabelled_images_are_left_alone_and_it_is_said_how_to_train_on_them(tmp_path: Path) -> None:
     write(tmp_path, *split("train"), *split("test"), "unlabeled")
     line, warnings = told(open_dataset(str(tmp_path)))

@@ -116,6 +116,34 @@ def look_through(paths: Sequence[str], stop: Callable[[str], bool] = lambda name
 def folder_layout(paths: Sequence[str], root: Location) -> Layout:
     """Splits that are folders. paths: of images below `root`. Raises UserError where it cannot be told."""
     base = look_through(paths, _is_train)
+    folders, loose = _folders(paths, base)
+    said = {name: said for name in folders if (said := _said(name)).split}
+    clear = {name: what for name, what in said.items() if what.alone}
+    drawn = {name for name in folders if (words := set(_words(name))) and words <= _DRAWN}
+    for names in (clear, said):
+        left = {name: folder.count for name, folder in folders.items() if name not in names}
+        others = left.keys() - drawn
+        train = [name for name, what in names.items() if what.split == TRAIN]
+        # Classes may be called so, too; but then they are few among many, and hold images as the others do.
+        few = len(others) <= len(names) or (names is clear and any(folders[name].folders for name in train))
+        several = len({what.split for what in names.values()}) > 1
+        if train and ((several and few) or (names is clear and not others)):
+            splits = [(what.split, Split(name, (base + name,), True)) for name, what in names.items()]
+            return _layout(splits, _left_over(left, loose), root / base)
+    if clear:
+        return Layout(warnings=(_as_classes(clear, folders, loose, root / base),))
+    if drawn and len(rest := folders.keys() - drawn) == 1 and "".join(_words(name := min(rest))) in _PICTURES:
+        beside = _left_over({name: folders[name].count for name in sorted(drawn)}, loose)
+        return _pictures(
+            [path for path in paths if path.startswith(f"{base}{name}/")], base + name, beside, root
+        )
+    if not loose and (found := _in_classes(paths, base, folders, root / base)):
+        return found
+    return Layout(warnings=(*_held_out_alone(base.split("/")), *_alike(folders)))
+
+
+def _folders(paths: Sequence[str], base: str) -> tuple[dict[str, _Folder], list[str]]:
+    """The folders in `base`, with what is in them, and the paths outside of these."""
     folders: dict[str, _Folder] = {}
     loose = []
     for path in paths:
@@ -130,27 +158,7 @@ def folder_layout(paths: Sequence[str], root: Location) -> Layout:
             folder.folders.add(inner)
         else:
             folder.direct = True
-    said = {name: said for name in folders if (said := _said(name)).split}
-    clear = {name: what for name, what in said.items() if what.alone}
-    for names in (clear, said):
-        others = [name for name in folders if name not in names]
-        train = [name for name, what in names.items() if what.split == TRAIN]
-        # Classes may be called so, too; but then they are few among many, and hold images as the others do.
-        few = len(others) <= len(names) or (names is clear and any(folders[name].folders for name in train))
-        several = len({what.split for what in names.values()}) > 1
-        if train and ((several and few) or (names is clear and not others)):
-            return _layout(
-                [(what.split, Split(name, (base + name,), True)) for name, what in names.items()],
-                _left_over({name: folders[name].count for name in others}, loose),
-                root / base,
-            )
-    if clear:
-        return Layout(warnings=(_as_classes(clear, folders, loose, root / base),))
-    if found := _pictures(paths, base, folders, loose, root):
-        return found
-    if not loose and (found := _in_classes(paths, base, folders, root / base)):
-        return found
-    return Layout(warnings=(*_held_out_alone(base.split("/")), *_alike(folders)))
+    return folders, loose
 
 
 def file_layout(paths: Sequence[str], root: Location) -> Layout:
@@ -202,22 +210,11 @@ def _layout(found: list[tuple[str | None, Split]], warnings: list[str], root: Lo
     return Layout(of[TRAIN][0], held_out[0] if held_out else None, unused, tuple(warnings))
 
 
-def _pictures(
-    paths: Sequence[str], base: str, folders: Mapping[str, _Folder], loose: Sequence[str], root: Location
-) -> Layout | None:
-    """Pictures beside masks and the like, as `images` and `annotations`: only the pictures are used."""
-    drawn = {
-        name: folder.count
-        for name, folder in folders.items()
-        if (words := set(_words(name))) and words <= _DRAWN
-    }
-    others = [name for name in folders if name not in drawn]
-    if not drawn or len(others) != 1 or not _PICTURES.issuperset(["".join(_words(others[0]))]):
-        return None
-    folder = f"{base}{others[0]}"
-    inside = folder_layout([path for path in paths if path.startswith(f"{folder}/")], root)
-    train = inside.train or Split(others[0], (folder,), True)
-    return replace(inside, train=train, warnings=(*_left_over(drawn, loose), *inside.warnings))
+def _pictures(paths: Sequence[str], folder: str, warnings: list[str], root: Location) -> Layout:
+    """The pictures in `folder`, whose name says that they are this, and that what is beside them is drawn for them."""
+    inside = folder_layout(paths, root)
+    train = inside.train or Split(folder.rpartition("/")[2], (folder,), True)
+    return replace(inside, train=train, warnings=(*warnings, *inside.warnings))
 
 
 def _in_classes(
