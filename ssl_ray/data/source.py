@@ -54,7 +54,7 @@ def open_dataset(
     for field, column in columns.items():
         if column is not None and not isinstance(dataset.train, ParquetSource):
             raise UserError(
-                f"{field}: got {column!r}, but {uri!r} is not Parquet and has no columns; leave it out"
+                f"{field}: got {column!r}, but {str(uri)!r} is not Parquet and has no columns; leave it out"
             )
     return _hold_out(_judged(dataset), holdout)
 
@@ -88,9 +88,7 @@ def _hold_out(dataset: Dataset, share: float) -> Dataset:
     count = max(1, round(info.num_samples * share))
     if info.num_classes is None:
         return replace(dataset, note=_join(dataset.note, "no labels: no kNN accuracy"))
-    if dataset.val is not None:
-        return dataset
-    if share == 0:
+    if dataset.val is not None or share == 0:
         return dataset
     if count >= info.num_samples:
         return replace(dataset, note=_join(dataset.note, "no held-out images: no kNN accuracy"))

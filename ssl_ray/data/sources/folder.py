@@ -18,30 +18,10 @@ from ssl_ray.errors import UserError
 
 SUFFIXES = suffixes()
 # Pictures, too, but nothing here decodes them to pixels of 8 bits.
-_FOREIGN = tuple(
-    f".{name}"
-    for name in (
-        *(
-            "heic",
-            "heif",
-            "hif",
-            "jxl",
-            "jxr",
-            "psd",
-            "ico",
-            "svg",
-            "eps",
-            "pic",
-            "sr",
-            "ras",
-            "dib",
-            "pcx",
-            "qoi",
-            "dds",
-        ),
-        *("hdr", "exr", "pfm", "dcm", "dng", "cr2", "cr3", "nef", "arw", "raf", "orf", "rw2"),
-    )
-)
+_FOREIGN_NAMES = """
+heic heif hif jxl jxr psd ico svg eps pic sr ras dib pcx qoi dds hdr exr pfm dcm dng cr2 cr3 nef arw raf orf rw2
+"""
+_FOREIGN = tuple(f".{name}" for name in _FOREIGN_NAMES.split())
 
 
 def is_image(path: str) -> bool:
