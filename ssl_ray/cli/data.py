@@ -37,6 +37,7 @@ def prepare(
 
     console = make_console(as_json)
     dataset = open_dataset(data, image_column=image_column, label_column=label_column, holdout=holdout)
+    dataset.tell(console.print, console.warn, data)
     with console.task("packing") as on_progress:
         parts = prepare_dataset(
             dataset, out, shard_bytes=shard_mb * 10**6, resize=resize, on_progress=on_progress
@@ -62,9 +63,17 @@ def verify(
     from ssl_ray.data.verify import Report, verify
 
     console = make_console(as_json)
-    dataset = open_dataset(data, image_column=image_column, label_column=label_column)
+    columns = {"image_column": image_column, "label_column": label_column}
+    dataset = open_dataset(data, **columns, holdout=0)
+    dataset.tell(console.print, console.warn, data)
+    # What a run leaves alone is verified, too.
+    unused = [
+        open_dataset(uri, image_column=image_column, holdout=0).train
+        for part in dataset.unused
+        for uri in part.uris
+    ]
     report = Report()
-    for source in filter(None, (dataset.train, dataset.val)):
+    for source in filter(None, (dataset.train, dataset.val, *unused)):
         with console.task("decoding") as on_progress:
             report.add(verify(source, on_progress))
     sizes = {f"{height}x{width}": count for (height, width), count in report.sizes.most_common()}
@@ -127,7 +136,10 @@ def preview(
     from ssl_ray.recipe import overrides, parse_settings
     from ssl_ray.resolve import resolve
 
-    source = open_dataset(data, image_column=image_column).train
+    console = Console()
+    dataset = open_dataset(data, image_column=image_column, holdout=0)
+    dataset.tell(console.print, console.warn, data)
+    source = dataset.train
     chosen = load_recipe(recipe, scale=scale, info=source.info).recipe
     # A picture takes few images: none of the recipe's sizes is too large for it.
     plenty = dataclasses.replace(source.info, num_samples=max(source.info.num_samples, 1 << 24))
@@ -139,4 +151,4 @@ def preview(
         raise UserError(f"out: {str(out)!r} cannot be written ({error.err}); give a .png file") from error
     if not written:
         raise UserError(f"out: {str(out)!r} cannot be written; give a .png file in a folder that exists")
-    Console().print(f"wrote {out}: {grid.shape[1]} x {grid.shape[0]} px")
+    console.print(f"wrote {out}: {grid.shape[1]} x {grid.shape[0]} px")

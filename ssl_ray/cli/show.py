@@ -20,6 +20,7 @@ def show(
     import json
 
     from ssl_ray.checks import REQUIRED
+    from ssl_ray.console import Console
     from ssl_ray.data.source import open_dataset
     from ssl_ray.experiments import load_recipe
     from ssl_ray.paths import format_value, walk
@@ -27,15 +28,19 @@ def show(
     from ssl_ray.recipe import overrides, parse_settings
     from ssl_ray.resolve import resolve
 
-    info = open_dataset(data).train.info
+    dataset = open_dataset(data)
+    info = dataset.train.info
     chosen = load_recipe(recipe, scale=scale, info=info)
     resolved = resolve(overrides(chosen.recipe, parse_settings(settings or [])), info)
+    console = Console("quiet" if as_json else "normal")  # warnings are for both
+    if not as_json:
+        height, width = info.image_size
+        print(f"# {printable(chosen.origin)}")
+        print(f"# data: {printable(info.name)}, {info.num_samples} images of {height} x {width} px")
+    dataset.tell(lambda text: console.print(f"# {text}"), console.warn, data)
     if as_json:
         print(json.dumps(resolved.recipe.to_json(), indent=2))
         return
-    height, width = info.image_size
-    print(f"# {printable(chosen.origin)}")
-    print(f"# data: {printable(info.name)}, {info.num_samples} images of {height} x {width} px")
     for path, value in walk(resolved.recipe):
         # Left to the run (the optimiser's parameters and rate): nothing to show.
         if value is REQUIRED or path == "optimization.optimizer.lr":

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from ssl_ray.data.tiff import Tiff, is_tiff
 
@@ -20,6 +20,11 @@ Image.init()
 _FORMATS = tuple(
     {"JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "TGA"} & Image.OPEN.keys()
 )
+_CODECS = {
+    "WEBP": "webp",
+    "AVIF": "avif",
+    "JPEG2000": "jpg_2000",
+}  # what PIL may lack though it knows the format
 _ORIENTATION = 0x0112  # EXIF tag; values from 5 on swap height and width
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that carry the image's size
@@ -62,6 +67,14 @@ class Unread(bytes):
         nothing = cls()
         nothing.reason = reason
         return nothing
+
+
+def suffixes() -> tuple[str, ...]:
+    """Suffixes, with the dot, of what is decoded on this machine. Left out: PFM, whose pixels have no agreed range."""
+    lacking = {form for form, codec in _CODECS.items() if not features.check(codec)}
+    forms = Image.registered_extensions() | {".mpo": "JPEG"}  # several JPEGs in one file: the first counts
+    read = set(_FORMATS) - lacking
+    return tuple(sorted(suffix for suffix, form in forms.items() if form in read and suffix != ".pfm"))
 
 
 class Header(NamedTuple):

@@ -1,47 +1,51 @@
 """Opens whatever holds images: an embedded set, a folder, Parquet files, prepared shards, at a path or a URI."""
 
-import re
 from dataclasses import replace
 
-from ssl_ray.data.sources.base import Dataset, DatasetInfo, Source, Subset
+from ssl_ray.data.sources.base import Dataset, DatasetInfo, Source, Subset, Unused, counted
 from ssl_ray.data.sources.embedded import digits, fashion
 from ssl_ray.data.sources.folder import FolderSource, is_image
+from ssl_ray.data.sources.layout import Layout, Split, file_layout, folder_layout
 from ssl_ray.data.sources.location import Location, is_uri
 from ssl_ray.data.sources.parquet import ParquetSource
-from ssl_ray.data.sources.shards import MANIFEST, ShardSource
+from ssl_ray.data.sources.shards import INDEX, MANIFEST, ShardSource
 from ssl_ray.data.sources.torchvision import SCHEME, open_torchvision
 from ssl_ray.errors import UserError, nearest
 
 __all__ = ["Dataset", "DatasetInfo", "Source", "Subset", "open_dataset"]
 
 EMBEDDED_SETS = {"fashion": fashion, "digits": digits}
-TRAIN = "train"
-# The first one present is the held-out part.
-HELD_OUT = ("val", "validation", "test")
 KINDS = "allowed: fashion, digits, torchvision:NAME, a folder of images, Parquet files or prepared shards, s3://..., gs://..."
 
 PARQUET = ".parquet"
 Columns = dict[str, str | None]
 ClassNames = tuple[str, ...] | None
+Listing = list[tuple[str, int | None]]
 FileSource = FolderSource | ParquetSource | ShardSource
 
 
 def open_dataset(
-    uri: str, *, image_column: str | None = None, label_column: str | None = None, holdout: float = 0.1
+    uri: str | Location,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    holdout: float = 0.1,
 ) -> Dataset:
     """Opens a data set and splits off what is held out for evaluation.
 
     uri: `fashion`, `digits` (`./fashion` for a folder of that name), `torchvision:NAME`, or a path or pyarrow.fs URI
-    of an image folder, a Parquet file, a folder of Parquet files or a shard folder. Sub-folders `train` and `val`
-    (or `validation`, `test`), or Parquet files whose names begin so, are the split. Without such a split and with
+    of an image folder, a Parquet file, a folder of Parquet files or a shard folder. Folders or Parquet files named
+    after splits are these: `train`, and held out `val` or else `test` (see `layout`). Without one to hold out and with
     labels, a share `holdout` of the images is held out, the same ones every time; without labels nothing is.
     image_column, label_column: of Parquet, found by type and name unless given.
-    Raises UserError when there is nothing to read, naming what is allowed.
+    Raises UserError when there is nothing to read, naming what is allowed, or when it cannot be told what is a split.
     """
     if not 0 <= holdout < 1:
         raise UserError(f"holdout: got {holdout}, must be at least 0 and below 1")
     columns = {"image_column": image_column, "label_column": label_column}
-    if uri in EMBEDDED_SETS:
+    if isinstance(uri, Location):
+        dataset = _open_files(uri, str(uri), columns)
+    elif uri in EMBEDDED_SETS:
         dataset = EMBEDDED_SETS[uri]()
     elif uri.startswith(SCHEME):
         dataset = open_torchvision(uri)
@@ -50,25 +54,50 @@ def open_dataset(
     for field, column in columns.items():
         if column is not None and not isinstance(dataset.train, ParquetSource):
             raise UserError(
-                f"{field}: got {column!r}, but {uri!r} is not Parquet and has no columns; leave it out"
+                f"{field}: got {column!r}, but {str(uri)!r} is not Parquet and has no columns; leave it out"
             )
-    if dataset.val is not None and dataset.val.info.num_classes is None and dataset.train.info.num_classes:
-        unused = "the held-out part has no labels and is not used"
-        dataset = Dataset(dataset.train, None, _join(dataset.note, unused))
-    return dataset if dataset.val is not None else _hold_out(dataset, holdout)
+    return _hold_out(_judged(dataset), holdout)
+
+
+def _judged(dataset: Dataset) -> Dataset:
+    """The data set, without a held-out part that cannot judge. Raises UserError where that has other classes."""
+    if dataset.val is None or dataset.train.info.num_classes is None:
+        return dataset
+    train, val = dataset.train.info, dataset.val.info
+    if val.num_classes is None:
+        note = _join(dataset.note, "the held-out part has no labels and is not used")
+        return replace(dataset, val=None, note=note, names=(dataset.names[0], ""))
+    name = dataset.names[1] or "the held-out part"
+    if train.class_names and val.class_names and train.class_names != val.class_names:
+        others = [c for c in val.class_names if c not in train.class_names] or val.class_names
+        raise UserError(
+            f"data: the classes of {name!r} differ from those of training in name or order: "
+            f"{counted('classes', others)}, not {counted('classes', train.class_names)}"
+        )
+    assert train.num_classes is not None
+    if val.num_classes > train.num_classes:
+        raise UserError(
+            f"data: label {val.num_classes - 1} in {name!r} is no class of the training part, whose largest is "
+            f"{train.num_classes - 1}"
+        )
+    return dataset
 
 
 def _hold_out(dataset: Dataset, share: float) -> Dataset:
     info = dataset.train.info
     count = max(1, round(info.num_samples * share))
-    if info.num_classes is None or share == 0 or count >= info.num_samples:
-        why = "no labels" if info.num_classes is None else "no held-out images"
-        return replace(dataset, note=_join(dataset.note, f"{why}: no kNN accuracy"))
+    if info.num_classes is None:
+        return replace(dataset, note=_join(dataset.note, "no labels: no kNN accuracy"))
+    if dataset.val is not None or share == 0:
+        return dataset
+    if count >= info.num_samples:
+        return replace(dataset, note=_join(dataset.note, "no held-out images: no kNN accuracy"))
     note = f"held out {count} of {info.num_samples} images for evaluation, the same ones every time"
-    return Dataset(
-        Subset(dataset.train, count, info.num_samples, shuffled=True),
-        Subset(dataset.train, 0, count, shuffled=True),
-        _join(dataset.note, note),
+    return replace(
+        dataset,
+        train=Subset(dataset.train, count, info.num_samples, shuffled=True),
+        val=Subset(dataset.train, 0, count, shuffled=True),
+        note=_join(dataset.note, note),
     )
 
 
@@ -82,58 +111,99 @@ def _open_files(root: Location, uri: str, columns: Columns) -> Dataset:
         hint = f"{close} " if close.startswith("did") else ""
         raise UserError(f"data: no such file or folder: {uri!r}; {hint}{KINDS}")
     if root.is_file():
-        return _dataset(_open_listing(root, [("", 0)], columns, None), None)
-    top = root.list(recursive=False)
-    folders = {path for path, size in top if size is None}
-    if TRAIN in folders and folders <= {TRAIN, *HELD_OUT}:
-        train = _open_folder(root, TRAIN, columns, None)
-        held_out = next((name for name in HELD_OUT if name in folders), None)
-        return _dataset(train, _open_folder(root, held_out, columns, train.class_names) if held_out else None)
-    if MANIFEST in dict(top):
-        return _dataset(ShardSource(root), None)
+        return Dataset(source := _open_listing(root, [("", 0)], columns, None, root.name), None, source.note)
     listing = root.list(recursive=True)
-    parts = {part: [entry for entry in listing if _part(entry[0]) == part] for part in (TRAIN, *HELD_OUT)}
-    if parts[TRAIN] and not any(is_image(path) for path, _ in listing):  # Parquet files of several splits.
-        train = _open_listing(root, parts[TRAIN], columns, None)
-        held_out = next((name for name in HELD_OUT if parts[name]), None)
-        return _dataset(
-            train, _open_listing(root, parts[held_out], columns, train.class_names) if held_out else None
+    files = {path for path, size in listing if size is not None}
+    # Others write a dataset.json, too, but no index beside it.
+    shards = [
+        path for path in files if path == (folder := _folder_of(path)) + MANIFEST and folder + INDEX in files
+    ]
+    if MANIFEST in shards:
+        return Dataset(ShardSource(root), None)
+    images = [path for path, size in listing if size is not None and is_image(path)]
+    if images or shards:
+        layout = folder_layout(sorted(images + shards), root)
+    else:
+        layout = _in_folders(
+            file_layout(sorted(path for path in files if path.endswith(PARQUET)), root), listing
         )
-    return _dataset(_open_listing(root, listing, columns, None), None)
+    if layout.train is None:
+        if shards:
+            sets = counted("prepared sets", sorted(map(_folder_of, shards)))
+            raise UserError(f"data: {str(root)!r} holds {sets}; give one of them")
+        source = _open_listing(root, listing, columns, None, root.name)
+        return Dataset(source, None, source.note, layout.warnings)
+    train = _open_split(root, layout.train, listing, columns, None)
+    held_out = layout.held_out
+    val = None if held_out is None else _open_split(root, held_out, listing, columns, train.class_names)
+    notes = dict.fromkeys(part.note for part in (train, val) if part is not None)
+    names = (layout.train.name, held_out.name if held_out else "")
+    unused = tuple(_unused(root, split, listing) for split in layout.unused)
+    return Dataset(train, val, _join(*notes), layout.warnings, names, unused)
 
 
-def _open_folder(root: Location, part: str, columns: Columns, class_names: ClassNames) -> FileSource:
-    folder = root / part
-    if (folder / MANIFEST).exists():
-        return ShardSource(folder)
-    return _open_listing(folder, folder.list(recursive=True), columns, class_names, name=root.name)
+def _folder_of(path: str) -> str:
+    """With a slash at its end; "" for the top."""
+    return path[: path.rfind("/") + 1]
+
+
+def _in_folders(layout: Layout, listing: Listing) -> Layout:
+    """Parquet files in nothing but folders `train`, `val`, `validation` and `test`, as splits that are these folders.
+
+    The digest of a run's data knows files below the split's folder there, and below the whole elsewhere.
+    """
+    tops = {path for path, size in listing if size is None and "/" not in path}
+    if not (layout.train and "train" in tops and tops <= {"train", "val", "validation", "test"}):
+        return layout
+
+    def as_folder(split: Split | None) -> Split | None:
+        inside = (
+            split and split.name in tops and all(path.startswith(f"{split.name}/") for path in split.paths)
+        )
+        return Split(split.name, (split.name,), True) if split and inside else split
+
+    return replace(
+        layout,
+        train=as_folder(layout.train),
+        held_out=as_folder(layout.held_out),
+        unused=tuple(filter(None, map(as_folder, layout.unused))),
+    )
+
+
+def _open_split(
+    root: Location, split: Split, listing: Listing, columns: Columns, class_names: ClassNames
+) -> FileSource:
+    if not split.folder:
+        files = set(split.paths)
+        part = [entry for entry in listing if entry[0] in files]
+        return _open_listing(root, part, columns, class_names, root.name)
+    (folder,) = split.paths
+    start = len(folder) + 1
+    part = [(path[start:], size) for path, size in listing if path.startswith(f"{folder}/")]
+    if {MANIFEST, INDEX} <= {path for path, _ in part}:
+        return ShardSource(root / folder)
+    return _open_listing(root / folder, part, columns, class_names, root.name)
+
+
+def _unused(root: Location, split: Split, listing: Listing) -> Unused:
+    uris = tuple(root / path for path in split.places or split.paths)
+    if not split.folder:
+        what = "images" if is_image(split.paths[0]) else "files"
+        return Unused(split.name, f"{len(split.paths):,} {what}", uris)
+    files = [path for path, size in listing if size is not None and path.startswith(f"{split.paths[0]}/")]
+    images, tables = sum(map(is_image, files)), sum(path.endswith(PARQUET) for path in files)
+    shards = f"{split.paths[0]}/{MANIFEST}" in files
+    count = "prepared shards" if shards else f"{images:,} images" if images else f"{tables} files"
+    return Unused(split.name, count, uris)
 
 
 def _open_listing(
-    root: Location,
-    listing: list[tuple[str, int | None]],
-    columns: Columns,
-    class_names: ClassNames,
-    *,
-    name: str | None = None,
+    root: Location, listing: Listing, columns: Columns, class_names: ClassNames, name: str
 ) -> FileSource:
     """One source out of files: images if there are any, else Parquet."""
     tables = [path for path, size in listing if size is not None and (path or root.name).endswith(PARQUET)]
     if tables and not any(is_image(path) for path, _ in listing):
-        return ParquetSource(root, tables, name=name or root.name, class_names=class_names, **columns)
+        return ParquetSource(root, tables, name=name, class_names=class_names, **columns)
     if listing == [("", 0)]:
         raise UserError(f"data: {str(root)!r} is a file of another kind than Parquet; {KINDS}")
-    return FolderSource(root, listing, name=name or root.name, class_names=class_names)
-
-
-def _dataset(train: FileSource, val: FileSource | None) -> Dataset:
-    parts = (train,) if val is None else (train, val)
-    return Dataset(train, val, _join(*dict.fromkeys(part.note for part in parts)))
-
-
-def _part(path: str) -> str | None:
-    """The split that a Parquet file belongs to by its name: `train-00000-of-00004.parquet`, `data/val.parquet`."""
-    found = re.match(
-        f"({'|'.join((TRAIN, *HELD_OUT))})(?![a-z]).*{re.escape(PARQUET)}$", path.rpartition("/")[2]
-    )
-    return found[1] if found else None
+    return FolderSource(root, listing, name=name, class_names=class_names)

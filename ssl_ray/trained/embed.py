@@ -76,6 +76,7 @@ def _embed(request: Request, console: Console) -> dict[str, Any]:
     subject = load_subject(request.subject, request.storage, random=request.random, seed=request.seed)
     # Nothing is held out: these are all the images there are.
     data, dataset = dataset_of(subject, request.data, request.columns, 0.0)
+    dataset.tell(console.print, console.warn, data)
     sources = _sources(request, data, dataset)
     size = request.size or subject.image_size
     width = subject.feature_width(size)
@@ -107,7 +108,7 @@ def _embed(request: Request, console: Console) -> dict[str, Any]:
     total = sum(source.info.num_samples for source in sources.values())
     before = sum(row["stop"] - row["start"] for row in plan if _name(row) in done)
     console.print(f"{subject.source}: {width} features at {size} x {size} px")
-    console.print(f"{data}: {total:,} images, {before:,} of them done before")
+    console.print(f"{total:,} images, {before:,} of them done before")
     left = [row for row in plan if _name(row) not in done]
     if left:
         extractions = {

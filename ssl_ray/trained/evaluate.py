@@ -67,11 +67,8 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
     assert dataset.val is not None
     size = request.size or subject.image_size
     width = subject.feature_width(size)
-    counts = f"{dataset.train.info.num_samples:,} train and {dataset.val.info.num_samples:,} held-out images"
     console.print(f"{subject.source}: {width} features at {size} x {size} px")
-    console.print(f"{data}: {counts}, {dataset.train.info.num_classes} classes")
-    if dataset.note:
-        console.print(dataset.note)
+    dataset.tell(console.print, console.warn, data)
 
     results: list[Result] = []
     prefix, identity = _prefix(subject, data, dataset), uuid.uuid4().hex

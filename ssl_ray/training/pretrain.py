@@ -257,6 +257,7 @@ def _nothing_to_do(
 
 def _fresh(request: Request, console: Console) -> tuple[RunFolder, Recipe, Dataset, dict[str, Any]]:
     dataset, loaded, python_path = open_request(request)
+    dataset.tell(console.print, console.warn, f"{loaded.recipe.name} ({loaded.origin}) on {request.data}")
     resolved = resolve(overrides(loaded.recipe, parse_settings(request.settings)), dataset.train.info)
     recipe = resolved.recipe
     name = request.name or f"{recipe.name}-{dataset.train.info.name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -270,11 +271,6 @@ def _fresh(request: Request, console: Console) -> tuple[RunFolder, Recipe, Datas
             )
         record = folder.record()
         check_data(folder, record, dataset)
-    console.print(
-        f"{recipe.name} ({loaded.origin}) on {request.data}: {dataset.train.info.num_samples:,} images"
-    )
-    if dataset.note:
-        console.print(dataset.note)
     for path, origin in resolved.origins.items():
         console.detail(f"{path}: {origin}")
     return folder, recipe, dataset, record

@@ -84,6 +84,9 @@ def tune(request: Request, console: Console) -> dict[str, Any]:
     with Notices(console.warn):
         seconds = parse_duration(request.time_budget)
         search = _continued(request) if request.base.resume else _fresh(request)
+        if not search.resumed:
+            head = f"{search.recipe.name} ({search.record['origin']}) on {search.record['data']}"
+            search.dataset.tell(console.print, console.warn, head)
         if request.dry_run:
             return _dry_run(request, search, console)
         if search.resumed and "summary" in search.record:
@@ -226,8 +229,6 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
         settings = tracking_of(folder, record)
         images = (search.dataset.train, search.dataset.val)
         reach.require(console.warn, images=images, storage=folder.storage, tracking=settings.uri)
-        if not search.resumed:
-            console.print(f"{search.recipe.name} ({record['origin']}) on {record['data']}")
         console.print(
             f"{plan.trials} trials of at most {plan.max_epochs} epochs, {fit.concurrent} at a time, {plan.scheduler}; "
             f"{search.objective.name} decides"

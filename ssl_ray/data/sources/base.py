@@ -3,13 +3,16 @@
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ssl_ray.data.decode import BrokenImage, read_header
 from ssl_ray.data.plan import Int64, holdout_permutation
 from ssl_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from ssl_ray.data.sources.location import Location
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,51 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
+class Unused:
+    """A part that is left alone. count: of its images or files, in words, may be empty. uris: what opens them."""
+
+    name: str
+    count: str
+    uris: "tuple[str | Location, ...]"
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """Images to train on, and images held out for evaluation only. note: what the user should know, may be empty."""
+    """Images to train on, and images held out for evaluation only.
+
+    note: how they were read and held out, may be empty. warnings: what may not be as the user thinks. names: what the
+    two parts are called where they lie, may be empty. unused: parts that are left alone.
+    """
 
     train: Source
     val: Source | None
     note: str = ""
+    warnings: tuple[str, ...] = ()
+    names: tuple[str, str] = ("", "")
+    unused: tuple[Unused, ...] = ()
+
+    def tell(self, say: Callable[[str], None], warn: Callable[[str], None], head: str) -> None:
+        """Tells the user what this is: after `head` images of each part and classes; the note; the warnings."""
+        held_out = (
+            "" if self.val is None else _part(self.val.info.num_samples, "images held out", self.names[1])
+        )
+        unused = ", ".join(f"{part.name} ({part.count})" if part.count else part.name for part in self.unused)
+        parts = [
+            _part(self.train.info.num_samples, "images to train on", self.names[0]),
+            held_out or "none held out",
+            *([f"not used: {unused}"] if unused else []),
+        ]
+        info = self.train.info
+        classes = counted("classes", info.class_names or ()) or f"{info.num_classes} classes"
+        say(f"{head}: {', '.join(parts)}; {classes if info.num_classes else 'no classes'}")
+        if self.note:
+            say(self.note)
+        for warning in self.warnings:
+            warn(warning)
+
+
+def _part(count: int, what: str, name: str) -> str:
+    return f"{count:,} {what}" + (f" ({name})" if name else "")
 
 
 class Subset:

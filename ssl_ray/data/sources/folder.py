@@ -2,33 +2,39 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ssl_ray.data.decode import Unread
+from ssl_ray.data.decode import Unread, suffixes
 from ssl_ray.data.plan import Int64
 from ssl_ray.data.sources.base import DatasetInfo, class_count, counted, digest, median_size, sample_indices
+from ssl_ray.data.sources.layout import look_through
 from ssl_ray.data.sources.location import Location
 from ssl_ray.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = suffixes()
+# Pictures, too, but nothing here decodes them to pixels of 8 bits.
+_FOREIGN_NAMES = """
+heic heif hif jxl jxr psd ico svg eps pic sr ras dib pcx qoi dds hdr exr pfm dcm dng cr2 cr3 nef arw raf orf rw2
+"""
+_FOREIGN = tuple(f".{name}" for name in _FOREIGN_NAMES.split())
 
 
 def is_image(path: str) -> bool:
-    """True for the suffix of an image, in any case."""
+    """True for the suffix of an image that can be decoded, in any case."""
     return path.lower().endswith(SUFFIXES)
 
 
 class FolderSource:
     """The image files of `listing` below `root`, by path; the first folder of a path is the class.
 
-    Unlabelled when an image lies outside a sub-folder or when there is one sub-folder only. listing: what
-    `root.list(recursive=True)` gave. class_names: of the training part, for its held-out part.
-    Raises UserError when there is no image.
+    Folders that hold all images, one in the other, are looked through. Unlabelled when an image lies outside a
+    sub-folder or when there is one sub-folder only. listing: what `root.list(recursive=True)` gave. class_names: of the
+    training part, for its held-out part. Raises UserError when there is no image.
     """
 
     def __init__(
@@ -40,42 +46,59 @@ class FolderSource:
         class_names: tuple[str, ...] | None = None,
     ) -> None:
         listing = list(listing)
-        files = [(path, size) for path, size in listing if size is not None]
-        images = [(path, size) for path, size in files if is_image(path)]
-        ignored = " and ".join(
-            filter(
-                None,
-                (
-                    counted("files that are not images by suffix", (p for p, _ in files if not is_image(p))),
-                    counted("broken links, special files or names that are not UTF-8", _odd(root, listing)),
-                ),
-            )
-        )
+        images = [(path, size) for path, size in listing if size is not None and is_image(path)]
+        ignored = _ignored(root, listing)
         if not images:
             raise UserError(
                 f"data: no image in {str(root)!r}{', only ' + ignored if ignored else ''}; "
                 f"allowed suffixes: {' '.join(SUFFIXES)}; Parquet files and prepared shards are read too"
             )
         self.root = root
-        self._paths = pa.array([path for path, _ in images], pa.large_string())
-        self.note = f"ignored {ignored}" if ignored else ""
-        folders = Counter(path.partition("/")[0] if "/" in path else "" for path, _ in images)
+        paths = [path for path, _ in images]
+        self._paths = pa.array(paths, pa.large_string())
+        known = set(class_names or ())
+        self._base = look_through(paths, known.__contains__)
+        folders = Counter(_class_of(path, len(self._base)) for path in paths)
         labelled = "" not in folders and (len(folders) > 1 or class_names is not None)
-        if "" in folders and len(folders) > 1:
-            self.note += (
-                f"{'; ' if self.note else ''}unlabelled: {folders['']} images lie outside a class folder"
-            )
         self.class_names = (class_names or tuple(sorted(folders))) if labelled else None
-        if unknown := set(folders) - set(self.class_names or folders):
+        if unknown := sorted(set(folders) - set(self.class_names or folders)):
             raise UserError(
-                f"data: folder {min(unknown)!r} in {str(root)!r} is no class of the training part"
+                f"data: {counted('folders', unknown)} in {str(root / self._base)!r} are no classes of the training "
+                f"part; it has {counted('classes', self.class_names or ())}"
             )
+        self.note = "; ".join(
+            filter(None, (ignored and f"ignored {ignored}", *self._remarks(paths, folders, known)))
+        )
 
         num_samples = len(self._paths)
         size = median_size(self.read, self.path, sample_indices(num_samples))
         content = digest("\n".join(f"{path}\t{size}" for path, size in images).encode())
         classes = class_count(self.labels(), self.class_names)
         self.info = DatasetInfo(name, num_samples, size, classes, content, self.class_names)
+
+    def _remarks(self, paths: Sequence[str], folders: Counter[str], known: set[str]) -> Iterator[str]:
+        """What the user should know of how folders became classes."""
+        base = self._base.rstrip("/")
+        if self.class_names is None:
+            if len(folders) > 1:
+                yield f"unlabelled: {folders['']} images lie outside a class folder"
+            elif base:
+                yield f"unlabelled: all images lie in one folder, {base!r}" + (
+                    ", which is no class of the training part" if known else ""
+                )
+            return
+        if base:
+            yield f"the classes are the folders in {base!r}"
+        if missing := sorted(known - set(folders)):
+            yield f"no images held out of {counted('classes', missing)}"
+        start = len(self._base)
+        deeper = {
+            path[: path.index("/", path.index("/", start) + 1)]
+            for path in paths
+            if path.count("/", start) > 1
+        }
+        if deeper:
+            yield f"the first folder is the class, deeper ones are not: {counted('deeper folders', sorted(deeper))}"
 
     def read(self, indices: Int64) -> list[bytes]:
         """As Source.read; concurrent on an object store. A file that cannot be read is `Unread`, a broken image."""
@@ -96,7 +119,8 @@ class FolderSource:
         """As Source.labels: the position of the class folder in `class_names`."""
         if self.class_names is None:
             return None
-        folders = pc.replace_substring_regex(self._paths, pattern="(?s)/.*", replacement="")
+        below = pc.utf8_slice_codeunits(self._paths, start=len(self._base)) if self._base else self._paths
+        folders = pc.replace_substring_regex(below, pattern="(?s)/.*", replacement="")
         labels: Int64 = pc.index_in(
             folders, value_set=pa.array(self.class_names, pa.large_string())
         ).to_numpy()
@@ -123,6 +147,25 @@ class FolderSource:
 
 def _reason(error: OSError) -> str:
     return f"cannot be read: {error.strerror or error}"
+
+
+def _class_of(path: str, start: int) -> str:
+    """The first folder of what follows `start`; "" for a file that lies there."""
+    end = path.find("/", start)
+    return path[start:end] if end >= 0 else ""
+
+
+def _ignored(root: Location, listing: list[tuple[str, int | None]]) -> str:
+    """What is in a listing beside images, in words."""
+    others = [path for path, size in listing if size is not None and not is_image(path)]
+    foreign = [path for path in others if path.lower().endswith(_FOREIGN)]
+    others = [path for path in others if not path.lower().endswith(_FOREIGN)]
+    found = (
+        counted("images to convert to PNG or JPEG, as their format is not read", foreign),
+        counted("files that are not images by suffix", others),
+        counted("broken links, special files or names that are not UTF-8", _odd(root, listing)),
+    )
+    return " and ".join(filter(None, found))
 
 
 def _odd(root: Location, listing: list[tuple[str, int | None]]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from ssl_ray.data.sources.walk import walk
+from ssl_ray.data.sources.walk import is_hidden, walk
 from ssl_ray.errors import StoreError, UserError, first_line
 from ssl_ray.filesystems import open_uri
 from ssl_ray.redact import redact
@@ -106,7 +106,7 @@ class Location:
         entries = []
         for info in found:
             path = info.path[start:]
-            if not any(part.startswith(".") for part in path.split("/")):
+            if not any(map(is_hidden, path.split("/"))):
                 entries.append((path, None if info.type == fs.FileType.Directory else info.size))
         return sorted(entries, key=lambda entry: entry[0])
 

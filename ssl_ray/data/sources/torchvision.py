@@ -6,13 +6,22 @@ import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 from PIL import Image
 
 from ssl_ray.data.plan import Int64
-from ssl_ray.data.sources.base import Dataset, DatasetInfo, class_count, digest, median_size, sample_indices
+from ssl_ray.data.sources.base import (
+    Dataset,
+    DatasetInfo,
+    Unused,
+    class_count,
+    digest,
+    median_size,
+    sample_indices,
+)
+from ssl_ray.data.sources.layout import TEST, UNLABELLED, VAL, not_trained_on, split_of
 from ssl_ray.errors import UserError, nearest
 
 SCHEME = "torchvision:"
@@ -50,11 +59,38 @@ def open_torchvision(uri: str) -> Dataset:
         train = _source(name, given | {"split": "train"})
         for split in _HELD_OUT:
             try:
-                return Dataset(train, _source(name, given | {"split": split}))
+                val = _source(name, given | {"split": split})
             except UserError:
                 continue  # Not every set has every split.
+            unused = _unused(name, given, split)
+            warnings = (
+                not_trained_on(part.name, part.uris[0])
+                for part in unused
+                if split_of(part.name) == UNLABELLED
+            )
+            return Dataset(train, val, "", tuple(warnings), ("train", split), tuple(unused))
         return Dataset(train, None)
     return Dataset(_source(name, given), None)
+
+
+def _unused(name: str, given: dict[str, str | int | bool], held_out: str) -> list[Unused]:
+    """The splits beside `train` and `held_out`: those that the class names, else what there is of the usual ones."""
+    named = getattr(_class(name), "splits", ())
+    found = []
+    for split in named or _HELD_OUT:
+        arguments = {key: value for key, value in given.items() if key != "download"} | {"split": split}
+        if split == held_out or split_of(split) not in (VAL, TEST, UNLABELLED):
+            continue
+        uri = f"{SCHEME}{name}?{urlencode(arguments)}"
+        if named:
+            found.append(Unused(split, "", (uri,)))
+            continue
+        try:
+            images = len(_build(name, tuple(sorted(arguments.items()))))
+        except UserError:
+            continue
+        found.append(Unused(split, f"{images:,} images", (uri,)))
+    return found
 
 
 def _parameters(kind: Any) -> set[str]:

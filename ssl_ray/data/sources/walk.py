@@ -3,6 +3,14 @@
 import os
 import posixpath
 
+# What systems keep beside a user's files: copies of them, thumbnails, what was deleted.
+_OF_SYSTEMS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+
+
+def is_hidden(name: str) -> bool:
+    """True for a file or folder that is not the user's own."""
+    return name.startswith(".") or name in _OF_SYSTEMS
+
 
 def walk(base: str, *, recursive: bool) -> list[tuple[str, int | None]]:
     r"""(path below base, size in bytes), in no order. Size None: a folder, or what is neither that nor a file.
@@ -15,7 +23,7 @@ def walk(base: str, *, recursive: bool) -> list[tuple[str, int | None]]:
     while waiting:
         folder, above = waiting.pop()
         for entry in os.scandir(os.path.join(base, folder)):
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 continue
             path, size = posixpath.join(folder, entry.name), None
             try:
