@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 from ssl_ray.data.sources.base import Dataset, DatasetInfo, Source, Subset
+from ssl_ray.data.sources.classes import require_same_classes
 from ssl_ray.data.sources.embedded import digits, fashion
 from ssl_ray.data.sources.folder import FolderSource, is_image
 from ssl_ray.data.sources.location import Location, is_uri
@@ -127,6 +128,7 @@ def _open_listing(
 
 
 def _dataset(train: FileSource, val: FileSource | None) -> Dataset:
+    require_same_classes(train, val)
     parts = (train,) if val is None else (train, val)
     return Dataset(train, val, _join(*dict.fromkeys(part.note for part in parts)))
 

@@ -271,7 +271,10 @@ def test_parquet_without_labels_and_with_missing_ones(tmp_path):
         str(write_parquet(tmp_path / "b.parquet", {"image": images, "label": [0, 1, None, 1]}))
     )
     assert data.train.labels() is None
-    assert "column 'label' holds missing, negative or huge labels: taken as unlabelled" in data.note
+    assert (
+        "label column 'label': 1 of 4 are missing, negative or huge, the first in b.parquet: taken as"
+        in data.note
+    )
 
 
 def test_parquet_with_text_labels(tmp_path):
