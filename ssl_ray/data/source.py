@@ -7,6 +7,7 @@ from ssl_ray.data.sources.base import Dataset, DatasetInfo, Source, Subset
 from ssl_ray.data.sources.classes import require_same_classes
 from ssl_ray.data.sources.embedded import digits, fashion
 from ssl_ray.data.sources.folder import FolderSource, is_image
+from ssl_ray.data.sources.foreign import foreign
 from ssl_ray.data.sources.location import Location, is_uri
 from ssl_ray.data.sources.parquet import ParquetSource
 from ssl_ray.data.sources.shards import MANIFEST, ShardSource
@@ -79,12 +80,16 @@ def _join(*notes: str) -> str:
 
 def _open_files(root: Location, uri: str, columns: Columns) -> Dataset:
     if not root.exists():
+        if reason := foreign(root, []):
+            raise UserError(reason)
         close = "" if is_uri(uri) else nearest(uri, EMBEDDED_SETS)
         hint = f"{close} " if close.startswith("did") else ""
         raise UserError(f"data: no such file or folder: {uri!r}; {hint}{KINDS}")
     if root.is_file():
         return _dataset(_open_listing(root, [("", 0)], columns, None), None)
     top = root.list(recursive=False)
+    if reason := foreign(root, [entry for entry in top if entry[0].endswith(".json")]):
+        raise UserError(reason)
     folders = {path for path, size in top if size is None}
     if TRAIN in folders and folders <= {TRAIN, *HELD_OUT}:
         train = _open_folder(root, TRAIN, columns, None)
@@ -122,6 +127,8 @@ def _open_listing(
     tables = [path for path, size in listing if size is not None and (path or root.name).endswith(PARQUET)]
     if tables and not any(is_image(path) for path, _ in listing):
         return ParquetSource(root, tables, name=name or root.name, class_names=class_names, **columns)
+    if not any(is_image(path) for path, _ in listing) and (reason := foreign(root, listing)):
+        raise UserError(reason)
     if listing == [("", 0)]:
         raise UserError(f"data: {str(root)!r} is a file of another kind than Parquet; {KINDS}")
     return FolderSource(root, listing, name=name or root.name, class_names=class_names)
