@@ -159,8 +159,8 @@ def find_label_column(
     ]
     usable = [name for name in named if name not in refused]
     if len(usable) > 1:
-        others = ", ".join(repr(name) for name in usable[1:])
-        notes.append(f"labels are column {usable[0]!r}, not {others}; label_column chooses")
+        rest = ", ".join(repr(name) for name in usable[1:])
+        notes.append(f"labels are column {usable[0]!r}, not {rest}; label_column chooses")
     if not named and (others := [n for n, kind in types.items() if not no_class(kind)]):
         notes.append(
             f"no column is named as labels are (label, class, ...): label_column chooses one of "

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
@@ -73,10 +73,13 @@ class ParquetSource:
         class_names: tuple[str, ...] | None = None,
     ) -> None:
         self.root, self.files = root, tuple(files)
-        # One row (file, row group, rows, bytes) for each row group that is not empty.
-        groups = np.array(
-            [row for i in range(len(self.files)) for row in self._row_groups(i)], np.int64
-        ).reshape(-1, 4)
+        # One row (file, row group, rows, bytes) for each row group that is not empty. Each file is opened once here: on
+        # an object store that takes a while.
+        rows, schemas = [], []
+        for i in range(len(self.files)):
+            rows += self._row_groups(i)
+            schemas.append(_open(self._file(i)).schema_arrow)
+        groups = np.array(rows, np.int64).reshape(-1, 4)
         groups = groups[groups[:, 2] > 0]
         if not len(groups):
             raise UserError(f"data: {str(root)!r} holds no rows; give Parquet files with at least one image")
@@ -91,11 +94,15 @@ class ParquetSource:
 
         # A file without rows says nothing, whatever its columns.
         self._used = np.unique(self._groups[:, 0]).tolist()
-        types = {i: types_of(_open(self._file(i)).schema_arrow) for i in self._used}
-        self._column = self._find_images(types, image_column)
+        types: dict[int, Types] = {i: types_of(schemas[i]) for i in self._used}
+        said = {
+            kind: dict.fromkeys(name for i in self._used for name in declared(schemas[i], kind))
+            for kind in ("Image", "ClassLabel")
+        }
+        self._column = self._find_images(types, image_column, said["Image"])
         images = next(stored(t[self._column]) for t in types.values() if holds_images(t[self._column]))
         self.image_column = f"{self._column}.bytes" if pa.types.is_struct(images) else self._column
-        choice = find_label_column(self._label_types(types), label_column, root, self._declared("ClassLabel"))
+        choice = find_label_column(self._label_types(types), label_column, root, said["ClassLabel"])
         self.label_column = choice.column
         notes += choice.notes
         if label_column is not None:
@@ -137,19 +144,14 @@ class ParquetSource:
         groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
         return [(i, k, group.num_rows, group.total_byte_size) for k, group in enumerate(groups)]
 
-    def _declared(self, kind: str) -> list[str]:
-        """Columns that any file's Hugging Face schema says are of a kind."""
-        schemas = (_open(self._file(i)).schema_arrow for i in self._used)
-        return list(dict.fromkeys(name for schema in schemas for name in declared(schema, kind)))
-
-    def _find_images(self, types: dict[int, Types], wanted: str | None) -> str:
+    def _find_images(self, types: dict[int, Types], wanted: str | None, said: Iterable[str]) -> str:
         """The image column of all files. Raises UserError for one that has none, or what is no image there."""
         seen: dict[str, Any] = {}
         for names in types.values():
             for name, kind in names.items():
                 if name not in seen or (not holds_images(seen[name]) and holds_images(kind)):
                     seen[name] = kind
-        column = find_image_column(seen, wanted, self.root, self._declared("Image"))
+        column = find_image_column(seen, wanted, self.root, said)
         good = next(i for i in types if column in types[i] and holds_images(types[i][column]))
         for i, names in types.items():
             if column not in names:
