@@ -54,7 +54,7 @@ class Labels:
             elif pa.types.is_floating(kind):
                 numbers = _whole(column)
             elif pa.types.is_decimal(kind):
-                # Of the narrowest, pyarrow 25 casts none to integers.
+                # pyarrow (25, 26) casts none of the narrowest to 64 bits: "Integer value out of bounds".
                 numbers = column.cast(pa.decimal128(38, kind.scale)).cast(pa.int64())
             else:
                 return cls(where, NAMES, column.cast(pa.large_string()))
