@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ssl_ray.data.source import Dataset, open_dataset
-from ssl_ray.data.sources import parquet
+from ssl_ray.data.sources import row_groups
 from ssl_ray.data.sources.parquet import ParquetSource
 from ssl_ray.errors import UserError
 from tests.data.test_source import encoded, numbers, write_folder
@@ -132,15 +132,15 @@ def test_images_of_more_than_2_gib_are_read_from_their_chunks() -> None:
     column = pa.chunked_array(chunks)
     with pytest.raises(pa.ArrowInvalid, match="offset overflow"):
         column.take(pa.array([0, 3]))
-    assert [parquet.encoded(column[i]) for i in (3, 0, 1)] == [IMAGES[1], IMAGES[0], b""]
+    assert [row_groups.encoded(column[i]) for i in (3, 0, 1)] == [IMAGES[1], IMAGES[0], b""]
 
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_row_group_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool) -> None:
     """Of what is inside a struct pyarrow reads no more than 2 GiB at once."""
-    monkeypatch.setattr(parquet, "BATCH_BYTES", 2 * ONE)
+    monkeypatch.setattr(row_groups, "BATCH_BYTES", 2 * ONE)
     file = write(tmp_path / "a.parquet", image=struct(pa.array(IMAGES)) if inside else IMAGES)
-    images = parquet._images(pq.ParquetFile(file), 0, "image")
+    images = row_groups.images_of(pq.ParquetFile(file), 0, "image")
     assert images.num_chunks > 1
     assert images.to_pylist() == IMAGES
 
@@ -321,6 +321,7 @@ def test_labels_that_cannot_be_compared_are_refused_by_both_files(
     with pytest.raises(UserError, match=message) as caught:
         whole(tmp_path)
     assert "\n" not in str(caught.value)
+    assert labels(tmp_path, label_column="") is None, "who needs none leaves them out"
 
 
 @pytest.mark.parametrize("label", [pa.nulls(3), pa.array([None] * 3, pa.string()), None])

@@ -18,6 +18,7 @@ from ssl_ray.errors import UserError
 MAX_CLASSES = 1_000_000
 # What labels say of a class. True and false are no numbers: beside numbers, nobody knows which classes they are.
 NUMBERS, NAMES, TRUTH = "numbers", "names", "true and false"
+ADVICE = 'write them alike, choose another column with label_column, or none with label_column ""'
 
 ClassNames = tuple[str, ...] | None
 
@@ -117,8 +118,7 @@ def unified(parts: Sequence[Labels], column: str, class_names: ClassNames) -> tu
         if not _comparable(first, other):
             raise UserError(
                 f"data: labels of column {column!r} are {first.by} in {first.where} and {other.by} in {other.where}: "
-                "whether they are the same classes is not known; write them alike, or choose another column with "
-                "label_column"
+                f"whether they are the same classes is not known; {ADVICE}"
             )
     named = [part.as_names() if part.by else part for part in parts]
     if class_names is None:

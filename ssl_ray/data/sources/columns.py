@@ -139,12 +139,14 @@ def no_class(kind: Any) -> str | None:
 def find_label_column(
     types: Types, wanted: str | None, root: Location, declared: Iterable[str] = ()
 ) -> LabelChoice:
-    """The column of labels: `wanted`, else the first of LABEL_NAMES whose type can be one, else none.
+    """The column of labels: `wanted` ("" for none), else the first of LABEL_NAMES whose type can be one, else none.
 
     types: without the image column. declared: columns that a Hugging Face schema says are classes, for want of one
     that is named so. Raises UserError.
     """
     refused = {name: reason for name, kind in types.items() if (reason := no_class(kind))}
+    if wanted == "":
+        return LabelChoice(None)
     if wanted is not None:
         if wanted in types and wanted not in refused:
             return LabelChoice(wanted)

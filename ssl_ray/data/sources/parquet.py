@@ -1,21 +1,18 @@
 """Images in one Parquet file or a folder of them, read by row group."""
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from ssl_ray.data.decode import Unread
 from ssl_ray.data.plan import Int64
+from ssl_ray.data.sources import row_groups
 from ssl_ray.data.sources.base import DatasetInfo, class_count, digest, median_size
 from ssl_ray.data.sources.classes import (
+    ADVICE,
     ClassNames,
     Labels,
     NoClasses,
@@ -37,12 +34,9 @@ from ssl_ray.data.sources.columns import (
     types_of,
 )
 from ssl_ray.data.sources.location import Location
-from ssl_ray.errors import StoreError, UserError
+from ssl_ray.data.sources.row_groups import encoded, open_parquet
+from ssl_ray.errors import UserError
 
-# What one process keeps of the row groups it read last.
-CACHE_BYTES = 256 * 2**20
-# What is read of a row group at once: pyarrow cannot read more than 2 GiB of bytes that are inside a struct.
-BATCH_BYTES = 256 * 2**20
 # What puts the bytes of image files into a Hugging Face data set `ds`.
 EMBED = (
     "from datasets.table import embed_table_storage; ds.with_format('arrow').map(embed_table_storage, "
@@ -58,8 +52,8 @@ class ParquetSource:
     A folder `key=value`, as Hive and Spark write them, is a column of all files in it. The files may differ in their
     types and in the order of their columns as long as these mean the same.
     To read one image its whole row group is read; the last ones stay in memory (256 MiB a process).
-    image_column, label_column: found by type and name unless given. class_names: of the training part, for its
-    held-out part. Raises UserError when a file is not Parquet or has no image column.
+    image_column, label_column: found by type and name unless given; label_column "" leaves labels out. class_names: of
+    the training part, for its held-out part. Raises UserError when a file is not Parquet or has no image column.
     """
 
     def __init__(
@@ -78,7 +72,7 @@ class ParquetSource:
         rows, schemas = [], []
         for i in range(len(self.files)):
             rows += self._row_groups(i)
-            schemas.append(_open(self._file(i)).schema_arrow)
+            schemas.append(open_parquet(self._file(i)).schema_arrow)
         groups = np.array(rows, np.int64).reshape(-1, 4)
         groups = groups[groups[:, 2] > 0]
         if not len(groups):
@@ -86,7 +80,7 @@ class ParquetSource:
         self._groups = groups[:, :2]
         self._starts = np.concatenate([[0], np.cumsum(groups[:, 2])])
         notes = []
-        if groups[:, 3].sum() > CACHE_BYTES:
+        if groups[:, 3].sum() > row_groups.CACHE_BYTES:
             notes.append(
                 f"an image of {root} is read with its row group of {int(groups[:, 3].mean()) / 2**20:.0f} MiB; "
                 "`ssl-ray data prepare` writes shards with fast random access"
@@ -105,7 +99,7 @@ class ParquetSource:
         choice = find_label_column(self._label_types(types), label_column, root, said["ClassLabel"])
         self.label_column = choice.column
         notes += choice.notes
-        if label_column is not None:
+        if label_column:
             self._require_everywhere(label_column, types)
         self.class_names, self.labels_by, labels = class_names, None, None
         if self.label_column is not None:
@@ -140,7 +134,7 @@ class ParquetSource:
         return self.files[i] or self.root.name
 
     def _row_groups(self, i: int) -> list[tuple[int, int, int, int]]:
-        metadata = _open(self._file(i)).metadata
+        metadata = open_parquet(self._file(i)).metadata
         groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
         return [(i, k, group.num_rows, group.total_byte_size) for k, group in enumerate(groups)]
 
@@ -201,7 +195,7 @@ class ParquetSource:
         for group in np.unique(group_of):
             rows = np.flatnonzero(group_of == group)
             file, row_group = self._groups[group].tolist()
-            images = _ROW_GROUPS.get(self._file(file), row_group, self._column)
+            images = row_groups.ROW_GROUPS.get(self._file(file), row_group, self._column)
             places = (indices[rows] - self._starts[group]).tolist()
             for row, place in zip(rows.tolist(), places, strict=True):
                 blobs[row] = encoded(images[place])
@@ -215,7 +209,7 @@ class ParquetSource:
         kind = stored(types[file][self._column])
         if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
             return
-        rows = _open(self._file(file)).read_row_group(row_group, columns=[f"{self._column}.path"])
+        rows = open_parquet(self._file(file)).read_row_group(row_group, columns=[f"{self._column}.path"])
         paths = pc.struct_field(plain(rows.column(self._column)), "path")
         named = next((path for path in paths.to_pylist() if path), None)
         if named:
@@ -245,14 +239,13 @@ class ParquetSource:
         column = self.label_column
         own, folders = {}, {}
         for i in self._used:
-            file = _open(self._file(i))
+            file = open_parquet(self._file(i))
             kinds = types_of(file.schema_arrow)
             if column in kinds:
                 if reason := no_class(kinds[column]):
                     raise UserError(
                         f"data: label column {column!r} has type {kinds[column]} in {self._name(i)!r}, {reason}, "
-                        f"unlike in {self._with_classes(column)}; write them alike, or choose another column with "
-                        "label_column"
+                        f"unlike in {self._with_classes(column)}; {ADVICE}"
                     )
                 values = file.read(columns=[column]).column(column)
                 own[i] = Labels.of(values, self._name(i), class_names_of(file.schema_arrow, column))
@@ -267,7 +260,7 @@ class ParquetSource:
 
     def _with_classes(self, column: str) -> str:
         """The first file whose column can hold classes, and its type."""
-        kinds = ((i, types_of(_open(self._file(i)).schema_arrow).get(column)) for i in self._used)
+        kinds = ((i, types_of(open_parquet(self._file(i)).schema_arrow).get(column)) for i in self._used)
         return next(f"{self._name(i)!r} ({kind})" for i, kind in kinds if kind and not no_class(kind))
 
     def labels(self) -> Int64 | None:
@@ -278,60 +271,3 @@ class ParquetSource:
         """As Source.path: file and row of the whole set."""
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         return f"{self._file(int(self._groups[group, 0]))} row {index}"
-
-
-class _RowGroups:
-    """Row groups by last use, bounded in bytes; shared by the sources of a process."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[Location, int, str], Any] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, file: Location, row_group: int, column: str) -> Any:
-        key = (file, row_group, column)
-        with self._lock:  # A ParquetFile is not safe to share between threads.
-            if key not in self._kept:
-                self._kept[key] = _images(_open(file), row_group, column)
-            self._kept.move_to_end(key)
-            while len(self._kept) > 1 and sum(images.nbytes for images in self._kept.values()) > CACHE_BYTES:
-                self._kept.popitem(last=False)
-            return self._kept[key]
-
-
-_ROW_GROUPS = _RowGroups()
-
-
-def _images(file: Any, row_group: int, column: str) -> Any:
-    """The images of a row group, a chunked array: nothing here may put its chunks together, 2 GiB would be too much."""
-    kind = types_of(file.schema_arrow)[column]
-    inside = pa.types.is_struct(stored(kind))
-    metadata = file.metadata.row_group(row_group)
-    rows = max(1, BATCH_BYTES * metadata.num_rows // max(1, metadata.total_byte_size))
-    chosen = [f"{column}.bytes" if inside else column]
-    batches = list(file.iter_batches(min(rows, metadata.num_rows), [row_group], chosen))
-    images = pa.chunked_array([batch.column(column) for batch in batches])
-    return pc.struct_field(plain(images), "bytes") if inside else images
-
-
-def encoded(image: Any) -> bytes:
-    """The bytes of one image, a scalar of any type that `holds_images`. A missing image is a broken one."""
-    while isinstance(image, pa.ExtensionScalar | pa.DictionaryScalar):
-        image = image.value
-    if image is None or not image.is_valid:
-        return _MISSING
-    if isinstance(image, pa.ListScalar):
-        return bytes(image.values.to_numpy(zero_copy_only=False).astype(np.uint8, copy=False))
-    return bytes(image.as_py())
-
-
-_MISSING = Unread.because("the image is missing (null)")
-
-
-@lru_cache(maxsize=256)
-def _open(file: Location) -> Any:
-    try:
-        return pq.ParquetFile(file.open())
-    except StoreError as error:
-        raise UserError(f"data: {error}") from error
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"data: {str(file)!r} is not a readable Parquet file: {error}") from error
