@@ -7,7 +7,7 @@ from ssl_ray.data.sources.base import Dataset, DatasetInfo, Source, Subset
 from ssl_ray.data.sources.classes import require_same_classes
 from ssl_ray.data.sources.embedded import digits, fashion
 from ssl_ray.data.sources.folder import FolderSource, is_image
-from ssl_ray.data.sources.foreign import foreign
+from ssl_ray.data.sources.foreign import foreign, kept_by_others
 from ssl_ray.data.sources.location import Location, is_uri
 from ssl_ray.data.sources.parquet import ParquetSource
 from ssl_ray.data.sources.shards import MANIFEST, ShardSource
@@ -88,7 +88,7 @@ def _open_files(root: Location, uri: str, columns: Columns) -> Dataset:
     if root.is_file():
         return _dataset(_open_listing(root, [("", 0)], columns, None), None)
     top = root.list(recursive=False)
-    if reason := foreign(root, [entry for entry in top if entry[0].endswith(".json")]):
+    if reason := kept_by_others(root, top):
         raise UserError(reason)
     folders = {path for path, size in top if size is None}
     if TRAIN in folders and folders <= {TRAIN, *HELD_OUT}:
@@ -125,6 +125,8 @@ def _open_listing(
 ) -> FileSource:
     """One source out of files: images if there are any, else Parquet."""
     tables = [path for path, size in listing if size is not None and (path or root.name).endswith(PARQUET)]
+    # Such names are how Spark and its kind call what is no data.
+    tables = [path for path in tables if not any(part.startswith("_") for part in path.split("/"))]
     if tables and not any(is_image(path) for path, _ in listing):
         return ParquetSource(root, tables, name=name or root.name, class_names=class_names, **columns)
     if not any(is_image(path) for path, _ in listing) and (reason := foreign(root, listing)):

@@ -11,7 +11,7 @@ import pytest
 
 from ssl_ray.data.source import open_dataset
 from ssl_ray.errors import UserError
-from tests.data.test_source import encoded, write_folder
+from tests.data.test_source import encoded, numbers, write_folder, write_parquet
 
 
 def said(uri: Path | str) -> str:
@@ -72,6 +72,23 @@ def test_a_saved_dataset_of_several_splits(tmp_path: Path) -> None:
     assert f'load_from_disk("{tmp_path}/pets")' in code
     assert '[p.to_parquet(f"pets-parquet/{s}.parquet") for s, p in d.items()]' in code
     assert data == "pets-parquet"
+
+
+@pytest.mark.parametrize("file", ["_delta_log/00000000000000000000.json", "metadata/v1.metadata.json"])
+def test_files_of_a_table_are_not_pooled(tmp_path: Path, file: str) -> None:
+    """The files of a table hold deleted rows too; its log says which."""
+    for name in ("part-0.parquet", "data/part-0.parquet"):
+        write_parquet(tmp_path / "pets" / name, {"image": [encoded(0)]})
+    (tmp_path / "pets" / file).parent.mkdir()
+    (tmp_path / "pets" / file).write_text("{}")
+    assert "whose files also hold rows that were deleted or replaced since" in said(tmp_path / "pets")
+
+
+def test_hidden_names_of_spark_are_no_data(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "part-0.parquet", {"image": [encoded(7)]})
+    write_parquet(tmp_path / "_temporary" / "0" / "part-0.parquet", {"image": [encoded(8)]})
+    (tmp_path / "_common_metadata.parquet").write_bytes(b"")
+    assert numbers(open_dataset(str(tmp_path)).train) == [7]
 
 
 @pytest.mark.parametrize("given", ["", "pets-0000.tar", "pets-{0000..0001}.tar"])

@@ -34,17 +34,38 @@ _OTHERS = {
 Listing = Sequence[tuple[str, int | None]]
 
 
-def foreign(root: Location, listing: Listing) -> str | None:
-    """What is there and how to convert it, one line; None for what is not known.
+def kept_by_others(root: Location, top: Listing) -> str | None:
+    """What a folder is whose files must not be read one by one, and how to convert it; None for any other.
 
-    listing: what `root.list` gave, all of it or the top; [("", 0)] for a file, [] for nothing: then `root` may still be
-    the brace notation of many files.
+    top: its own files and folders.
     """
-    files = {path for path, size in listing if size is not None}
-    if "dataset_dict.json" in files:
+    names = {path for path, _ in top}
+    if "dataset_dict.json" in names:
         return _saved(root, several=True)
-    if {"state.json", "dataset_info.json"} <= files:
+    if {"state.json", "dataset_info.json"} <= names:
         return _saved(root, several=False)
+    iceberg = {"metadata", "data"} <= names and any(
+        path.endswith(".metadata.json") for path, _ in (root / "metadata").list(recursive=False)
+    )
+    if "_delta_log" in names or iceberg:
+        kind = "Iceberg" if iceberg else "Delta Lake"
+        return (
+            f"data: {str(root)!r} is a table of {kind}, whose files also hold rows that "
+            "were deleted or replaced since; write its rows to Parquet of their own"
+            + ("" if iceberg else f": {_delta(root)}")
+        )
+    return None
+
+
+def foreign(root: Location, listing: Listing) -> str | None:
+    """What is there in place of images, and how to convert it, one line; None for what is not known.
+
+    listing: what `root.list` gave; [("", 0)] for a file, [] for nothing: then `root` may still be the brace notation of
+    many files.
+    """
+    if reason := kept_by_others(root, listing):
+        return reason
+    files = {path for path, size in listing if size is not None}
     tars = [path for path in sorted(files) if (path or root.name).lower().endswith(_TAR)]
     if tars or (not listing and root.name.endswith(_TAR) and _RANGE.search(root.name)):
         return _tars(root, tars)
@@ -55,6 +76,15 @@ def foreign(root: Location, listing: Listing) -> str | None:
             if (path or root.name).lower().endswith(suffix):
                 return f"data: {str(root)!r} holds {what}"
     return None
+
+
+def _delta(root: Location) -> str:
+    code = (
+        "from deltalake import DeltaTable; import pyarrow.parquet as pq; "
+        f'pq.write_table(DeltaTable({json.dumps(str(root))}).to_pyarrow_table(), "{root.name}.parquet", '
+        "row_group_size=1000)"
+    )
+    return f"python -c {shlex.quote(code)}, then --data {shlex.quote(root.name + '.parquet')}"
 
 
 def _saved(root: Location, *, several: bool) -> str:
