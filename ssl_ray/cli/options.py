@@ -33,7 +33,7 @@ Data = Annotated[
     ),
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="Parquet column of encoded images.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Parquet column of labels.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Parquet column of labels; '' for none.")]
 Holdout = Annotated[
     float | None,
     typer.Option(help="Share held out for evaluation where the data has no split.", show_default="0.1"),

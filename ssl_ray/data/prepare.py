@@ -54,12 +54,24 @@ def prepare(
     shard_bytes: size at which a new shard begins. resize: shorter side in pixels; larger images are scaled down
     and stored as JPEG of quality 95, all others keep their bytes. workers: threads, the CPUs unless given.
     on_progress: called with (images done, images in all). A shard appears under its name once it is whole.
-    Raises UserError when `out_uri` holds something else.
+    Raises UserError when `out_uri` holds something else, or another process is writing there.
     """
     for name, value in (("shard_bytes", shard_bytes), ("resize", resize), ("workers", workers)):
         if value is not None and value < 1:
             raise UserError(f"{name}: got {value}, must be at least 1")
     out = Location.of(out_uri)
+    with out.alone():
+        return _prepare(source, out, shard_bytes, resize, workers, on_progress)
+
+
+def _prepare(
+    source: Source,
+    out: Location,
+    shard_bytes: int,
+    resize: int | None,
+    workers: int | None,
+    on_progress: Progress | None,
+) -> Prepared:
     content = source.info.digest if resize is None else digest(source.info.digest, "resize", resize)
     _check_output(out)
     if (out / MANIFEST).exists():

@@ -1,11 +1,14 @@
 """Opens whatever holds images: an embedded set, a folder, Parquet files, prepared shards, at a path or a URI."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ssl_ray.data.sources.base import Dataset, DatasetInfo, Source, Subset, Unused, counted
+from ssl_ray.data.sources.classes import require_same_classes
 from ssl_ray.data.sources.embedded import digits, fashion
 from ssl_ray.data.sources.folder import FolderSource, is_image
-from ssl_ray.data.sources.layout import Layout, Split, file_layout, folder_layout
+from ssl_ray.data.sources.foreign import foreign, kept_by_others
+from ssl_ray.data.sources.layout import Layout, Split, file_layout, folder_layout, split_of
 from ssl_ray.data.sources.location import Location, is_uri
 from ssl_ray.data.sources.parquet import ParquetSource
 from ssl_ray.data.sources.shards import INDEX, MANIFEST, ShardSource
@@ -63,23 +66,12 @@ def _judged(dataset: Dataset) -> Dataset:
     """The data set, without a held-out part that cannot judge. Raises UserError where that has other classes."""
     if dataset.val is None or dataset.train.info.num_classes is None:
         return dataset
-    train, val = dataset.train.info, dataset.val.info
-    if val.num_classes is None:
+    if dataset.val.info.num_classes is None:
         note = _join(dataset.note, "the held-out part has no labels and is not used")
         return replace(dataset, val=None, note=note, names=(dataset.names[0], ""))
-    name = dataset.names[1] or "the held-out part"
-    if train.class_names and val.class_names and train.class_names != val.class_names:
-        others = [c for c in val.class_names if c not in train.class_names] or val.class_names
-        raise UserError(
-            f"data: the classes of {name!r} differ from those of training in name or order: "
-            f"{counted('classes', others)}, not {counted('classes', train.class_names)}"
-        )
-    assert train.num_classes is not None
-    if val.num_classes > train.num_classes:
-        raise UserError(
-            f"data: label {val.num_classes - 1} in {name!r} is no class of the training part, whose largest is "
-            f"{train.num_classes - 1}"
-        )
+    require_same_classes(
+        dataset.train, dataset.val, repr(dataset.names[1]) if dataset.names[1] else "the held-out part"
+    )
     return dataset
 
 
@@ -107,12 +99,16 @@ def _join(*notes: str) -> str:
 
 def _open_files(root: Location, uri: str, columns: Columns) -> Dataset:
     if not root.exists():
+        if reason := foreign(root, []):
+            raise UserError(reason)
         close = "" if is_uri(uri) else nearest(uri, EMBEDDED_SETS)
         hint = f"{close} " if close.startswith("did") else ""
         raise UserError(f"data: no such file or folder: {uri!r}; {hint}{KINDS}")
     if root.is_file():
         return Dataset(source := _open_listing(root, [("", 0)], columns, None, root.name), None, source.note)
     listing = root.list(recursive=True)
+    if reason := kept_by_others(root, [entry for entry in listing if "/" not in entry[0]]):
+        raise UserError(reason)
     files = {path for path, size in listing if size is not None}
     # Others write a dataset.json, too, but no index beside it.
     shards = [
@@ -122,7 +118,7 @@ def _open_files(root: Location, uri: str, columns: Columns) -> Dataset:
         return Dataset(ShardSource(root), None)
     images = [path for path, size in listing if size is not None and is_image(path)]
     if images or shards:
-        layout = folder_layout(sorted(images + shards), root)
+        layout = folder_layout(sorted(images + shards + _tables_of_splits(files, images)), root)
     else:
         layout = _in_folders(
             file_layout(sorted(path for path in files if path.endswith(PARQUET)), root), listing
@@ -140,6 +136,18 @@ def _open_files(root: Location, uri: str, columns: Columns) -> Dataset:
     names = (layout.train.name, held_out.name if held_out else "")
     unused = tuple(_unused(root, split, listing) for split in layout.unused)
     return Dataset(train, val, _join(*notes), layout.warnings, names, unused)
+
+
+def _tables_of_splits(files: Iterable[str], images: Sequence[str]) -> list[str]:
+    """Parquet files in folders that are splits by name and hold no images: beside images they are a part, too."""
+    found = []
+    for path in files:
+        folders = path.split("/")[:-1]
+        named = next((i for i, name in enumerate(folders) if split_of(name)), None)
+        if path.endswith(PARQUET) and named is not None:
+            inside = "/".join(folders[: named + 1]) + "/"
+            found += [] if any(image.startswith(inside) for image in images) else [path]
+    return found
 
 
 def _folder_of(path: str) -> str:
@@ -202,8 +210,12 @@ def _open_listing(
 ) -> FileSource:
     """One source out of files: images if there are any, else Parquet."""
     tables = [path for path, size in listing if size is not None and (path or root.name).endswith(PARQUET)]
+    # Such names are how Spark and its kind call what is no data.
+    tables = [path for path in tables if not any(part.startswith("_") for part in path.split("/"))]
     if tables and not any(is_image(path) for path, _ in listing):
         return ParquetSource(root, tables, name=name, class_names=class_names, **columns)
+    if not any(is_image(path) for path, _ in listing) and (reason := foreign(root, listing)):
+        raise UserError(reason)
     if listing == [("", 0)]:
         raise UserError(f"data: {str(root)!r} is a file of another kind than Parquet; {KINDS}")
     return FolderSource(root, listing, name=name, class_names=class_names)

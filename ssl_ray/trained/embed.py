@@ -62,17 +62,17 @@ class Request:
 
 def embed(request: Request, console: Console) -> dict[str, Any]:
     """Writes the features and says how many. Returns what `--json` prints. Raises UserError."""
-    with Notices(console.warn):
-        return _embed(request, console)
+    no_credentials("out", request.out)
+    out = Location.of(request.out)
+    with Notices(console.warn), out.alone():
+        return _embed(request, out, console)
 
 
-def _embed(request: Request, console: Console) -> dict[str, Any]:
+def _embed(request: Request, out: Location, console: Console) -> dict[str, Any]:
     started = time.monotonic()
     for option, value, allowed in (("dtype", request.dtype, DTYPES), ("split", request.split, SPLITS)):
         if value not in allowed:
             raise UserError(f"{option}: there is no {value!r}; {nearest(value, allowed)}")
-    no_credentials("out", request.out)
-    out = Location.of(request.out)
     subject = load_subject(request.subject, request.storage, random=request.random, seed=request.seed)
     # Nothing is held out: these are all the images there are.
     data, dataset = dataset_of(subject, request.data, request.columns, 0.0)

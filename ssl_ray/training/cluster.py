@@ -3,12 +3,15 @@
 import logging
 import os
 import re
+import secrets
 import socket
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,6 +28,7 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 CONNECT_TIMEOUT_S = 10
+DEFAULT_TOKEN = "~/.ray/auth_token"
 _HOST_PORT = re.compile(r"[^/\s]+:\d+")
 # The cheapest call to a cluster's head; an empty request is a valid one.
 _CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
@@ -66,6 +70,8 @@ def connect(
     if not verbose:
         os.environ.setdefault("RAY_LOG_TO_DRIVER_EVENT_LEVEL", "FATAL")
     address = address or os.environ.get("RAY_ADDRESS")
+    if address == "local":  # Ray's word for a cluster of one's own
+        address = None
     if address:
         _check_reachable(address)
     # With an explicit address Ray takes a token or not by this alone: a wrong guess is refused after minutes, or by the
@@ -77,17 +83,10 @@ def connect(
         "logging_level": logging.INFO if verbose else logging.ERROR,
         "configure_logging": True,
     }
-    inherited = {}
+    quiet["runtime_env"] = {"worker_process_setup_hook": f"{__name__}.{tell_address.__name__}"}
     if python_path:
-        inherited["PYTHONPATH"] = os.pathsep.join(
-            [*python_path, *filter(None, [os.environ.get("PYTHONPATH")])]
-        )
-    # What Ray Train leaves behind to free the workers of a killed controller looks for its cluster, and gives up where
-    # this machine has two.
-    if address and _HOST_PORT.fullmatch(address):
-        inherited["RAY_ADDRESS"] = address
-    if inherited:
-        quiet["runtime_env"] = {"env_vars": inherited}
+        kept = filter(None, [os.environ.get("PYTHONPATH")])
+        quiet["runtime_env"]["env_vars"] = {"PYTHONPATH": os.pathsep.join([*python_path, *kept])}
     with warnings.catch_warnings():
         if not verbose:
             warnings.simplefilter("ignore")
@@ -97,6 +96,7 @@ def connect(
                     ray.init(address=address, **quiet)
                 else:
                     _stay_on_this_machine()
+                    _make_token()
                     ray.init(address="local", include_dashboard=False, **quiet)
         except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
@@ -106,6 +106,15 @@ def connect(
             logging.getLogger(name).setLevel(logging.ERROR)
         # What the cluster has to say of a node that died, 30 lines of it, Ray prints on our stdout, where results go.
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
+
+
+def tell_address() -> None:
+    """Called by Ray in each process of the cluster that works for us, before it does: tells it which cluster that is.
+
+    Ray's own helpers ask the environment, such as what Ray Train leaves behind to free the workers of a killed
+    controller: not told, they search the machine, and give up where it has two clusters.
+    """
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
 def _stay_on_this_machine() -> None:
@@ -143,6 +152,27 @@ def _mute_core(wanted: bool) -> Iterator[None]:
         del os.environ[name]
 
 
+def _make_token() -> None:
+    """The token that a cluster started here wants, where there is none yet.
+
+    Ray makes one itself, but two first starts at a time would make two, and one of them be refused by its own cluster.
+    Nobody sees a half of this one, and the first one stays.
+    """
+    if (
+        _has_token()
+        or "RAY_AUTH_TOKEN_PATH" in os.environ
+        or os.environ.get("RAY_AUTH_MODE", "token") != "token"
+    ):
+        return
+    path = Path(DEFAULT_TOKEN).expanduser()
+    with suppress(OSError):  # somebody was faster, or it cannot be written: Ray says so
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name) as file:
+            file.write(secrets.token_hex(32))
+            file.flush()
+            os.link(file.name, path)
+
+
 def _check_reachable(address: str) -> None:
     """Ray itself would try for minutes, and say so in a dozen lines."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -178,10 +208,8 @@ def _wants_token(address: str) -> bool:
 
 
 def _has_token() -> bool:
-    default = os.path.expanduser("~/.ray/auth_token")
-    return bool(os.environ.get("RAY_AUTH_TOKEN")) or os.path.exists(
-        os.environ.get("RAY_AUTH_TOKEN_PATH", default)
-    )
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH", DEFAULT_TOKEN)
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or os.path.exists(os.path.expanduser(path))
 
 
 def alive_nodes() -> list[dict[str, float]]:

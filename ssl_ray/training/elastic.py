@@ -12,7 +12,6 @@ from typing import Any
 
 import ray
 from ray.train import ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
@@ -22,6 +21,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 
 from ssl_ray.errors import UserError
 from ssl_ray.training.cluster import Resources, alive_nodes, fit_workers, place, serves
+from ssl_ray.training.trainer import Trainer
 
 ANSWER_S = 5.0
 # A group whose data has nowhere left to be made saves nothing more; it is resized without.
@@ -93,8 +93,8 @@ def largest(sizes: tuple[int, ...], room: int, resources: Resources, nodes: list
     return next((n for n in reversed(sizes) if n <= room and serves(n, resources, nodes)), 0)
 
 
-class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
-    """A `TorchTrainer` with a scaling policy of ours."""
+class ElasticTrainer(Trainer):
+    """A `Trainer` with a scaling policy of ours."""
 
     def __init__(self, *args: Any, policy: FittingGroup, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,11 @@ from ssl_ray.tracking import redact
 RUN, RECIPE = "run.json", "recipe.json"
 EVALUATIONS = "evaluations.json"
 CHECKPOINTS = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
+
+
+def new_name(*parts: str) -> str:
+    """A name for a run to be: what it is, when it began, and four digits by chance, for two may begin in one second."""
+    return "-".join([*parts, time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(2)])
 
 
 class NoRun(UserError):

@@ -26,7 +26,7 @@ from ssl_ray.tracking import (
 )
 from ssl_ray.training import artifacts
 from ssl_ray.training.control import Control
-from ssl_ray.training.folder import RunFolder
+from ssl_ray.training.folder import RunFolder, new_name
 from ssl_ray.training.notices import Notices
 from ssl_ray.training.preflight import preflight
 from ssl_ray.training.tracked import open_tracked, tag_alarms, target_of, tracking_of, unless_away
@@ -260,7 +260,7 @@ def _fresh(request: Request, console: Console) -> tuple[RunFolder, Recipe, Datas
     dataset.tell(console.print, console.warn, f"{loaded.recipe.name} ({loaded.origin}) on {request.data}")
     resolved = resolve(overrides(loaded.recipe, parse_settings(request.settings)), dataset.train.info)
     recipe = resolved.recipe
-    name = request.name or f"{recipe.name}-{dataset.train.info.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = request.name or new_name(recipe.name, dataset.train.info.name)
     folder = RunFolder.at(request.storage, name)
     record = new_record(request, name, dataset, python_path)
     if folder.exists():

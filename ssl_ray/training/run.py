@@ -1,4 +1,4 @@
-"""The driver of a run: data set, cluster, MLflow run, stream, `TorchTrainer`, result."""
+"""The driver of a run: data set, cluster, MLflow run, stream, trainer, result."""
 
 import contextlib
 import queue
@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from ssl_ray.console import Console
 from ssl_ray.data.blocks import StreamConfig
@@ -34,6 +34,7 @@ from ssl_ray.training.loop import Job, train_loop
 from ssl_ray.training.result import RunResult
 from ssl_ray.training.stops import sigterm_as_ctrl_c
 from ssl_ray.training.teller import Teller
+from ssl_ray.training.trainer import Trainer
 from ssl_ray.workers import Workers
 
 # A worker that dies (a node lost, out of memory) is restarted this often, from the last checkpoint.
@@ -148,9 +149,7 @@ def run(
     return result
 
 
-def _trainer(
-    job: Job, folder: RunFolder, workers: Workers, resources: Resources, verbose: bool
-) -> TorchTrainer:
+def _trainer(job: Job, folder: RunFolder, workers: Workers, resources: Resources, verbose: bool) -> Trainer:
     """Ray Train's side of a run."""
     sizes = workers.sizes(job.recipe)
     scaling = ScalingConfig(
@@ -175,7 +174,7 @@ def _trainer(
         ),
     }
     if len(sizes) == 1:
-        return TorchTrainer(train_loop, **settings)
+        return Trainer(train_loop, **settings)
     return ElasticTrainer(train_loop, policy=FittingGroup(scaling, sizes, resources, job.dealer), **settings)
 
 

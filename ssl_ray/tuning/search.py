@@ -18,7 +18,7 @@ from ssl_ray.errors import UserError
 from ssl_ray.recipe import Recipe, overrides, parse_settings
 from ssl_ray.tracking import FOLDER, default_tags, make_tracker, open_run, redact, ui_command
 from ssl_ray.training import pretrain
-from ssl_ray.training.folder import RunFolder
+from ssl_ray.training.folder import RunFolder, new_name
 from ssl_ray.training.notices import Notices
 from ssl_ray.training.tracked import target_of, tracking_of
 from ssl_ray.tuning import plots
@@ -131,7 +131,7 @@ def _fresh(request: Request) -> _Search:
 
     Workers.exactly(workers).sizes(recipe)
     resolve(recipe, dataset.train.info)
-    name = base.name or f"tune-{recipe.name}-{dataset.train.info.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = base.name or new_name("tune", recipe.name, dataset.train.info.name)
     folder = RunFolder.at(base.storage, name)
     if not request.dry_run and folder.holds(SEARCH_FILE):
         raise UserError(

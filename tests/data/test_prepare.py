@@ -10,6 +10,7 @@ import pytest
 from ssl_ray.data.decode import decode
 from ssl_ray.data.prepare import prepare, prepare_dataset
 from ssl_ray.data.source import open_dataset
+from ssl_ray.data.sources.location import Location
 from ssl_ray.errors import UserError
 from tests.data.test_source import encoded, write_folder
 from tests.data.tiffs import RGB, tiff
@@ -185,6 +186,14 @@ def test_mistakes_are_named(folder, tmp_path):
     (tmp_path / "out" / "dataset.json").write_text('{"format": "other"}')
     with pytest.raises(UserError, match=r"dataset.json' was not written by `ssl-ray data prepare`"):
         open_dataset(out)
+
+
+def test_two_do_not_write_to_one_folder(folder, tmp_path):
+    out = tmp_path / "out"
+    with Location.of(out).alone(), pytest.raises(UserError, match=r"another process is writing to .*out'"):
+        prepare(folder, out)
+    assert not out.exists(), "nothing was written"
+    assert prepare(folder, out).num_shards == 1
 
 
 def test_a_missing_shard_is_named(folder, tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ssl_ray.data.source import Subset, open_dataset
-from ssl_ray.data.sources import parquet
+from ssl_ray.data.sources import row_groups
 from ssl_ray.errors import UserError
 
 
@@ -271,7 +271,10 @@ def test_parquet_without_labels_and_with_missing_ones(tmp_path):
         str(write_parquet(tmp_path / "b.parquet", {"image": images, "label": [0, 1, None, 1]}))
     )
     assert data.train.labels() is None
-    assert "column 'label' holds missing, negative or huge labels: taken as unlabelled" in data.note
+    assert (
+        "label column 'label': 1 of 4 are missing, negative or huge, the first in b.parquet: taken as"
+        in data.note
+    )
 
 
 def test_parquet_with_text_labels(tmp_path):
@@ -296,9 +299,9 @@ def test_row_groups_are_read_once_and_memory_is_bounded(tmp_path, monkeypatch):
     images = [bytes([i]) * 1000 for i in range(100)]
     images[:16] = [encoded(i) for i in range(16)]
     file = write_parquet(tmp_path / "x.parquet", {"image": images}, row_group_size=10, use_dictionary=False)
-    cache = parquet._RowGroups()
-    monkeypatch.setattr(parquet, "_ROW_GROUPS", cache)
-    monkeypatch.setattr(parquet, "CACHE_BYTES", 35_000)
+    cache = row_groups.RowGroups()
+    monkeypatch.setattr(row_groups, "ROW_GROUPS", cache)
+    monkeypatch.setattr(row_groups, "CACHE_BYTES", 35_000)
     data = open_dataset(str(file))
     assert "is read with its row group of 0 MiB; `ssl-ray data prepare`" in data.note
     rng = np.random.default_rng(0)

@@ -127,16 +127,44 @@ def asks():
 
     return os.environ.get("RAY_ADDRESS")
 
-print(ray.get(asks.remote()))
+print(ray.get(asks.remote()), ray.get_runtime_context().gcs_address)
 """
 
 
 @pytest.mark.slow
-def test_tasks_know_their_cluster(two_cpus: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("started", [False, True])
+def test_tasks_know_their_cluster(two_cpus: str, tmp_path: Path, started: bool) -> None:
+    """While another one runs on this machine."""
+    given = "local" if started else two_cpus
     done = subprocess.run(
-        [sys.executable, "-c", ASKS, two_cpus], env=environment(tmp_path), capture_output=True, text=True
+        [sys.executable, "-c", ASKS, given], env=environment(tmp_path), capture_output=True, text=True
     )
-    assert done.stdout.strip() == two_cpus, done.stderr
+    told, own = done.stdout.split()
+    assert told == own, done.stderr
+    assert (own == two_cpus) is not started
+
+
+def test_the_first_token_of_a_machine_is_made_once(tmp_path: Path) -> None:
+    """Two first runs at a time: each would make one, and its cluster refuse what read the other's."""
+    code = "from ssl_ray.training.cluster import _make_token; input(); _make_token()"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"{code}; print(open({str(tmp_path / '.ray' / 'auth_token')!r}).read())"],
+            env=environment(tmp_path),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    seen = {process.communicate(timeout=120)[0].strip() for process in processes}
+    assert len(seen) == 1
+    assert len(seen.pop()) == 64
+    assert [path.name for path in (tmp_path / ".ray").iterdir()] == ["auth_token"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Data sets that come with the package or its dependencies: no download."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import cv2
@@ -26,9 +27,8 @@ FASHION_CLASSES = (
 
 def fashion() -> Dataset:
     """10,000 Fashion-MNIST images, 28 x 28 gray: the first 7,000 to train on, 3,000 held out."""
-    source = ParquetSource(
-        Location(EMBEDDED + "fashion.parquet"), [""], name="fashion", class_names=FASHION_CLASSES
-    )
+    source = ParquetSource(Location(EMBEDDED + "fashion.parquet"), [""], name="fashion")
+    source.info = replace(source.info, class_names=FASHION_CLASSES)
     return Dataset(Subset(source, 0, 7000), Subset(source, 7000, 10000))
 
 

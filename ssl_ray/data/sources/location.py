@@ -1,11 +1,13 @@
 """Where files live: a local path, a file inside this package, or any URI that pyarrow.fs opens."""
 
 import builtins
+import fcntl
 import os
 import posixpath
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -137,6 +139,30 @@ class Location:
         except OSError as error:
             raise UserError(f"{str(self)!r} cannot be written: {redact(first_line(error))}") from error
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other processes of this kind from writing to this folder meanwhile; made if it is not there.
+
+        Of an object store nobody can be kept out. Raises UserError when another one is writing.
+        """
+        if not self.is_local or self.is_file():
+            yield
+            return
+        new = not self.exists()
+        try:
+            os.makedirs(self.full_path, exist_ok=True)
+            folder = os.open(self.full_path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"out: {str(self)!r} cannot be written: {error.strerror}") from error
+        try:
+            _lock(folder, self)
+            yield
+        finally:
+            os.close(folder)
+            if new:
+                with suppress(OSError):  # unless something was written
+                    os.rmdir(self.full_path)
+
     def map_reads(self, read: Callable[[Item], Result], items: Sequence[Item]) -> builtins.list[Result]:
         """`read(item)` for each item, in order; many at a time on an object store, where waiting is the cost."""
         if self.is_local or len(items) < 2:
@@ -149,6 +175,18 @@ class Location:
         if self.is_local:
             return pa.memory_map(self.full_path)
         return self.filesystem.open_input_file(self.full_path)
+
+
+def _lock(folder: int, where: Location) -> None:
+    """Locks an open folder for as long as it is open. Raises UserError where somebody else has."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"out: another process is writing to {str(where)!r}; wait for it, or give another folder"
+        ) from error
+    except OSError:  # a file system without locks
+        pass
 
 
 def is_uri(text: str) -> bool:
