@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import shlex
@@ -113,6 +114,11 @@ def _finetuned(case: Case, backbone: TrainedBackbone, variant: Variant) -> Resul
             f"finetune: {summary['status']} at step {summary.get('steps', '?')}; the same command continues"
         )
     last = summary["evaluations"][-1]
+    if not math.isfinite(last[f"{METRIC}top1"]):
+        raise UserError(
+            f"finetune: run {folder.name} has diverged: {last['not_finite']:g} of {last['images']:g} answers are not "
+            "finite and have no accuracy; lower its lr (--set optimization.base_lr=...)"
+        )
     return Result(
         "finetune",
         str(variant),

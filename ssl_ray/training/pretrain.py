@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssl_ray import __version__
-from ssl_ray.console import Console
+from ssl_ray.console import Console, percent
 from ssl_ray.data.source import Dataset, open_dataset
 from ssl_ray.errors import UserError
 from ssl_ray.experiments import Chosen, load_recipe
@@ -365,7 +365,7 @@ def _say(request: Request, console: Console, summary: dict[str, Any], mlflow_ui:
         rows.append(("untrained network", judged[0]["val/knn_top1"]))
         rows.append((f"after epoch {judged[-1]['epoch']}", judged[-1]["val/knn_top1"]))
         console.table(
-            "kNN top-1 on held-out images", ["features", "top-1 %"], [(n, f"{100 * v:.1f}") for n, v in rows]
+            "kNN top-1 on held-out images", ["features", "top-1 %"], [(n, percent(v)) for n, v in rows]
         )
     if summary["status"] == "collapsed":
         console.print(f"collapsed, stopped at step {summary['steps']} (evaluation.on_collapse=stop):")

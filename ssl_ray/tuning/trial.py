@@ -8,9 +8,10 @@ trainable Tune kills the process; the workers' placement group is then left to a
 import contextlib
 import io
 import json
+import math
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from ray import tune
 from ssl_ray.console import Console
 from ssl_ray.data.source import Dataset
 from ssl_ray.errors import UserError
+from ssl_ray.evaluation.alarm import collapses
 from ssl_ray.recipe import Recipe, overrides
 from ssl_ray.resolve import resolve
 from ssl_ray.tracking import TrackedRun, TrackingSettings, TrackingTarget
@@ -66,6 +68,13 @@ def trial_name(trial_id: str) -> str:
     return f"trial-{trial_id.split('_')[-1]}"
 
 
+def refuse_not_finite(evaluations: Sequence[Mapping[str, float]], objective: Objective) -> None:
+    """Raises UserError if the last of a trial's evaluations has no score: no scheduler can place such a trial."""
+    if evaluations and not math.isfinite(evaluations[-1][objective.key]):
+        said = "; ".join(str(alarm) for alarm in collapses(evaluations) if alarm.kind == "not finite")
+        raise UserError(said or f"{objective.name} is not finite at step {evaluations[-1]['step']:g}")
+
+
 def trial_recipe(recipe: Recipe, values: Mapping[str, Any], dataset: Dataset, workers: int) -> Recipe:
     """The resolved recipe of a trial, as `--set` would make it. Raises UserError."""
     recipe = resolve(overrides(recipe, values), dataset.train.info).recipe
@@ -94,8 +103,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """Waits for an evaluation, the end, or a heartbeat.
 
-        A mistake in the recipe and a run that diverges are an end like another, with a cause: starting again would meet
-        the same. Whatever else goes wrong is raised, for `--resume` to try again.
+        A mistake in the recipe and a run that diverges, its gradient or its features no longer finite, are an end like
+        another, with a cause: starting again would meet the same. Whatever else goes wrong is raised, for `--resume` to
+        try again.
         """
         try:
             if self.thread is None:
@@ -103,6 +113,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             news = self.news.get(timeout=HEARTBEAT_S)
             if isinstance(news, BaseException):
                 raise news
+            refuse_not_finite(self.evaluations, self.job.objective)
         except queue.Empty:
             return self._result(heartbeat=True)
         except UserError as error:
@@ -191,6 +202,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
                     control=self.control,
                     init_from=record.get("init_from"),
                 )
+                refuse_not_finite(self.evaluations, job.objective)
                 if self.summary["status"] == "collapsed":  # evaluation.on_collapse=stop
                     raise UserError("; ".join(self.summary["alarms"]))
             except UserError as error:
@@ -233,6 +245,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         if self.evaluations:
             last = self.evaluations[-1]
             result |= {TIME: last["epoch"], METRIC: last[self.job.objective.key]}
+            if not math.isfinite(result[METRIC]):
+                del result[METRIC]
         return result
 
     def _generation(self, number: int) -> RunFolder:

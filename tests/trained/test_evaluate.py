@@ -194,3 +194,25 @@ def test_only_too_large_k_is_a_mistake(small: Case, here: list[str]) -> None:
     small.choices = Choices(ks=(400,))
     with pytest.raises(UserError, match="k: 400 neighbours of 300 images"):
         PROTOCOLS["knn"](small)
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear", "lowshot", "svm"])
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_features_that_are_not_finite_are_refused(
+    small: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, protocol: str
+) -> None:
+    def extract(extraction: Extraction, **_: Any) -> Features:
+        count = extraction.source.info.num_samples
+        found = torch.randn(count, 8, generator=torch.Generator().manual_seed(0))
+        if count == {"train": 300, "val": 100}[part]:
+            found[7:10, 3] = torch.nan
+        return Features(found, torch.arange(count))
+
+    monkeypatch.setattr(case_module, "extract", extract)
+    monkeypatch.setattr(Case, "connect", lambda self: None)
+    small.means = Means(cache=False)
+    with pytest.raises(UserError) as error:
+        PROTOCOLS[protocol](small)
+    assert f"3 of {300 if part == 'train' else 100} {part} images" in str(error.value)
+    assert "not finite" in str(error.value)
+    assert "\n" not in str(error.value)
