@@ -27,9 +27,11 @@ def show(
     from ssl_ray.recipe import overrides, parse_settings
     from ssl_ray.resolve import resolve
 
-    info = open_dataset(data).train.info
+    dataset = open_dataset(data)
+    info = dataset.train.info
     chosen = load_recipe(recipe, scale=scale, info=info)
-    resolved = resolve(overrides(chosen.recipe, parse_settings(settings or [])), info)
+    changed = overrides(chosen.recipe, parse_settings(settings or []))
+    resolved = resolve(changed, info, held_out=dataset.val is not None)
     if as_json:
         print(json.dumps(resolved.recipe.to_json(), indent=2))
         return

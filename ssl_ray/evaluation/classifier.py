@@ -60,7 +60,7 @@ class ClassifierEvaluation(OnlineEvaluation):
 
 
 def _scores(probability: Tensor, labels: Tensor) -> Tensor:
-    """(5,): rows, those that are not finite, right ones, right ones among the first five, sum of -log p of the true class.
+    """(5,): rows, not finite ones, right ones, right ones among the first five, sum of -log p of the true class.
 
     A class that the classifier does not have counts as wrong.
     """

@@ -108,11 +108,11 @@ class OnlineEvaluation:
         `/lidar`, of the pooled backbone features, that are asked for; the first three as `projection/...`, too, where
         there is a projector;
         `clusters/...` (see `cluster_metrics`) where there are clusters; `val/knn_top1` and `val/linear_top1`, in 0..1,
-        where labels exist. A decay that cannot be fitted is left out. Where features are not finite, what they would tell
-        is NaN, accuracies and clusters included, and `not_finite` of `images` says of how many images they are.
+        where labels exist. A decay that cannot be fitted is left out. Where features are not finite, what they would
+        tell is NaN, accuracies and clusters included, and `not_finite` of `images` says of how many images they are.
 
-        trained: False before the first step, when no image has a cluster yet. The modules' training modes, BN statistics
-        and torch's random state are left as they were. Raises UserError if k does not fit the bank.
+        trained: False before the first step, when no image has a cluster yet. The modules' training modes, BN
+        statistics and torch's random state are left as they were. Raises UserError if k does not fit the bank.
         """
         with undisturbed(algorithm, self.device):
             seen = self._see(algorithm, self._queries)

@@ -8,7 +8,7 @@ from ssl_ray import distributed
 
 
 def finite_rows(z: Tensor) -> Tensor:
-    """True for each row of z (..., D) that is finite, and so is its length in float32: entries up to about 1e19 / D^0.5.
+    """True for each row of z (..., D) that is finite, and its length in float32 too: entries up to some 1e18.
 
     Any other has no direction, hence no neighbours and no class.
     """
@@ -16,7 +16,7 @@ def finite_rows(z: Tensor) -> Tensor:
 
 
 def unit(z: Tensor) -> Tensor:
-    """The rows of z (..., D) at length 1 in float32; NaN, rather than 0, for those that are not finite (`finite_rows`)."""
+    """The rows of z (..., D) at length 1 in float32; NaN, rather than 0, for those that `finite_rows` leaves out."""
     return F.normalize(z.float(), dim=-1).masked_fill(~finite_rows(z)[..., None], torch.nan)
 
 

@@ -143,9 +143,8 @@ class Case:
         lost, images = count_not_finite(found.features)
         if lost:
             raise UserError(
-                f"features: {lost} of {images} {name} images have features that are not finite ({self.subject.source}): "
-                "the network has diverged, and such features have no accuracy; evaluate an earlier checkpoint of it, or "
-                "train again with a lower lr"
+                f"features: those of {lost} of {images} {name} images are not finite ({self.subject.source}): the "
+                "network has diverged, they have no accuracy; evaluate an earlier checkpoint, or train with a lower lr"
             )
         return Part(found.features, torch.from_numpy(labels)[found.index])
 

@@ -243,7 +243,7 @@ def _write_metadata(out: Location, metadata: dict[str, Any]) -> None:
 
 
 class _Write:
-    """The job: row {"split", "part", "start", "stop", "labels"} in, a file written, {"rows", "broken", "not_finite"} out."""
+    """The job: row {"split", "part", "start", "stop", "labels"} in, a file written, {"rows", "broken", ...} out."""
 
     def __init__(
         self,
@@ -328,10 +328,11 @@ def _say(request: Request, console: Console, summary: dict[str, Any], broken: li
         more = f"; and {len(broken) - 5} more, all in {METADATA}" if len(broken) > 5 else ""
         console.warn(f"{len(broken)} images cannot be decoded and are left out: {shown}{more}")
     if summary["not_finite"]:
+        half = " in float16, which ends at 65504 (--dtype float32 reaches further)"
         console.warn(
             f"{summary['not_finite']} of {sum(summary['rows'].values())} features are not finite"
-            f"{' in float16, which ends at 65504; --dtype float32 reaches further' if request.dtype == 'float16' else ''}: "
-            "nothing can be told from them; a network that has diverged gives such, an earlier checkpoint may not"
+            f"{half if request.dtype == 'float16' else ''}: nothing can be told from them; a network that has diverged "
+            "gives such, an earlier checkpoint may not"
         )
     if request.as_json:
         console.json_line(summary)

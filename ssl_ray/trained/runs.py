@@ -63,7 +63,7 @@ class Filter:
 
 
 def order(runs: Sequence[PastRun], key: str, descending: bool | None = None) -> list[PastRun]:
-    """The runs by `started`, `name`, `duration` or a metric; those without it, or whose value is not finite, at the end.
+    """The runs by `started`, `name`, `duration` or a metric; those without it, or without a finite one, at the end.
 
     descending: by default the newest, the longest and the better metric come first. Raises UserError for another key.
     """

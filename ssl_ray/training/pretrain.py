@@ -257,7 +257,11 @@ def _nothing_to_do(
 
 def _fresh(request: Request, console: Console) -> tuple[RunFolder, Recipe, Dataset, dict[str, Any]]:
     dataset, loaded, python_path = open_request(request)
-    resolved = resolve(overrides(loaded.recipe, parse_settings(request.settings)), dataset.train.info)
+    resolved = resolve(
+        overrides(loaded.recipe, parse_settings(request.settings)),
+        dataset.train.info,
+        held_out=dataset.val is not None,
+    )
     recipe = resolved.recipe
     name = request.name or f"{recipe.name}-{dataset.train.info.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = RunFolder.at(request.storage, name)

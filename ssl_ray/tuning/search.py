@@ -127,7 +127,7 @@ def _fresh(request: Request) -> _Search:
     from ssl_ray.resolve import resolve
 
     Workers.exactly(workers).sizes(recipe)
-    resolve(recipe, dataset.train.info)
+    resolve(recipe, dataset.train.info, held_out=dataset.val is not None)
     name = base.name or f"tune-{recipe.name}-{dataset.train.info.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = RunFolder.at(base.storage, name)
     if not request.dry_run and folder.holds(SEARCH_FILE):

@@ -77,7 +77,8 @@ def refuse_not_finite(evaluations: Sequence[Mapping[str, float]], objective: Obj
 
 def trial_recipe(recipe: Recipe, values: Mapping[str, Any], dataset: Dataset, workers: int) -> Recipe:
     """The resolved recipe of a trial, as `--set` would make it. Raises UserError."""
-    recipe = resolve(overrides(recipe, values), dataset.train.info).recipe
+    held_out = dataset.val is not None
+    recipe = resolve(overrides(recipe, values), dataset.train.info, held_out=held_out).recipe
     Workers.exactly(workers).sizes(recipe)
     return recipe
 

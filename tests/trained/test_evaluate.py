@@ -213,6 +213,6 @@ def test_features_that_are_not_finite_are_refused(
     small.means = Means(cache=False)
     with pytest.raises(UserError) as error:
         PROTOCOLS[protocol](small)
-    assert f"3 of {300 if part == 'train' else 100} {part} images" in str(error.value)
+    assert f"those of 3 of {300 if part == 'train' else 100} {part} images" in str(error.value)
     assert "not finite" in str(error.value)
     assert "\n" not in str(error.value)
