@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ssl_ray import __version__
@@ -15,7 +15,14 @@ from ssl_ray.console import Cell, Console
 from ssl_ray.data.source import Dataset, open_dataset
 from ssl_ray.errors import UserError, nearest
 from ssl_ray.evaluation.scores import Result
-from ssl_ray.tracking import TrackingTarget, default_tags, make_tracker, open_run, tracking_settings
+from ssl_ray.tracking import (
+    Tracker,
+    TrackingTarget,
+    default_tags,
+    open_run,
+    tracking_settings,
+    why_not,
+)
 from ssl_ray.trained.case import Case, Choices, Means, described
 from ssl_ray.trained.protocols import DEFAULT, PROBES, PROTOCOLS
 from ssl_ray.trained.subject import Subject, load_subject
@@ -76,9 +83,17 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
     results: list[Result] = []
     prefix, identity = _prefix(subject, data, dataset), uuid.uuid4().hex
     with (
-        _tracked(request, subject, data, size) as (tracker, run_id),
+        _tracked(request, subject, data, size) as tracker,
         Case(
-            subject, dataset, size, request.means, request.choices, console, data, request.storage, run_id
+            subject,
+            dataset,
+            size,
+            request.means,
+            request.choices,
+            console,
+            data,
+            request.storage,
+            tracker.target.run_id,
         ) as case,
     ):
 
@@ -97,7 +112,7 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
                 "metrics": {k: v for result in results for k, v in result.metrics(prefix).items()},
                 "broken": case.broken,
                 "cached": case.cached,
-                "mlflow_run_id": run_id,
+                "mlflow_run_id": tracker.target.run_id,
                 "ssl_ray": __version__,
                 "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "seconds": round(time.monotonic() - started, 1),
@@ -113,8 +128,8 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
             # After each: what fails or is killed later takes nothing from those before it.
             kept = _keep(request, subject, summary())
             console.detail(f"{name}: {time.monotonic() - before:.1f} s")
-    done = summary() | {"evaluations": kept}
-    _say(request, console, done, results)
+    done = summary() | {"evaluations": kept, "undelivered": tracker.undelivered}
+    _say(request, console, done, results, tracker.target)
     return done
 
 
@@ -155,7 +170,7 @@ def _require_labels(data: str, dataset: Dataset) -> None:
 
 
 @contextmanager
-def _tracked(request: Request, subject: Subject, data: str, size: int) -> Iterator[tuple[Any, str]]:
+def _tracked(request: Request, subject: Subject, data: str, size: int) -> Iterator[Tracker]:
     """A tracker of the run's own MLflow entry, whose status stays as it is; without a run, of a new entry."""
     record = subject.folder.record() if subject.folder else {}
     if subject.folder is not None and "mlflow_run_id" in record:
@@ -163,17 +178,17 @@ def _tracked(request: Request, subject: Subject, data: str, size: int) -> Iterat
         # A folder of its own: the files of what could not be delivered may have one writer, and training may go on.
         own = os.path.join(settings.folder, "evaluations")
         target = TrackingTarget(settings.uri, record["mlflow_experiment_id"], record["mlflow_run_id"], own)
-        with make_tracker(target) as tracker:
-            yield tracker, target.run_id
+        with Tracker(target, again=f"by the next `ssl-ray evaluate` of {subject.name}") as tracker:
+            yield tracker
         return
     settings = tracking_settings(_folder(request, subject).uri)
     params = described(subject) | {"data": data, "image_size": size}
     name = f"evaluate-{subject.name}"
-    with (
-        open_run(settings, name=name, params=params, tags=default_tags()) as run,
-        make_tracker(run.target) as tracker,
-    ):
-        yield tracker, run.run_id
+    with open_run(settings, name=name, params=params, tags=default_tags()) as run:
+        # A folder of its own, again: the next evaluation is another run, which must not get what this one left.
+        target = replace(run.target, folder=os.path.join(settings.folder, run.run_id))
+        with Tracker(target, again=None) as tracker:
+            yield tracker
 
 
 def _folder(request: Request, subject: Subject) -> RunFolder:
@@ -188,7 +203,13 @@ def _keep(request: Request, subject: Subject, summary: dict[str, Any]) -> str:
     return _folder(request, subject).keep_evaluation(json.loads(json.dumps(summary)))
 
 
-def _say(request: Request, console: Console, summary: dict[str, Any], results: Sequence[Result]) -> None:
+def _say(
+    request: Request,
+    console: Console,
+    summary: dict[str, Any],
+    results: Sequence[Result],
+    target: TrackingTarget,
+) -> None:
     if request.as_json:
         console.json_line(summary)
         return
@@ -206,4 +227,10 @@ def _say(request: Request, console: Console, summary: dict[str, Any], results: S
         ["protocol", "setting", *(shown[name] for name in used)],
         [(r.protocol, r.setting, *(cell(r, name) for name in used)) for r in results],
     )
-    console.print(f"kept in {summary['evaluations']}, and in MLflow's run {summary['mlflow_run_id']}")
+    if not summary["undelivered"]:
+        console.print(f"kept in {summary['evaluations']}, and in MLflow's run {target.run_id}")
+        return
+    console.print(
+        f"kept in {summary['evaluations']}, and in {target.folder} for MLflow's run {target.run_id}"
+    )
+    console.warn(f"MLflow has not got these values: {why_not(target)}")

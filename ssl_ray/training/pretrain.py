@@ -17,11 +17,13 @@ from ssl_ray.experiments import Chosen, load_recipe
 from ssl_ray.recipe import Recipe, overrides, parse_settings
 from ssl_ray.resolve import resolve
 from ssl_ray.tracking import (
+    StoreGone,
     TrackingSettings,
     deliver,
     make_tracker,
     prepare,
     redact,
+    require,
     ui_command,
 )
 from ssl_ray.training import artifacts
@@ -96,6 +98,8 @@ def carry_out(
     settings = tracking_of(folder, record)
     if "summary" in record and recipe == folder.recipe():
         return _nothing_to_do(console, settings, record)
+    if settings.must_exist:
+        require(settings.uri)
     from ssl_ray.training import cluster, head, reach
     from ssl_ray.training.elastic import fit_group
 
@@ -250,6 +254,11 @@ def _nothing_to_do(
     summary: dict[str, Any] = record["summary"]
     target = target_of(settings, record)
     console.print(f"{summary['run']} is finished: {summary['steps']} steps; nothing left to do")
+    try:
+        require(target.uri)
+    except StoreGone as gone:
+        console.warn(str(gone))
+        return summary, "its store is gone"
     if os.path.isdir(target.folder) and (count := deliver(target.folder, target)):
         console.print(f"MLflow got {count} records kept from before")
     return summary, ui_command(target)

@@ -16,7 +16,7 @@ from ssl_ray.console import Console
 from ssl_ray.data.source import Dataset, open_dataset
 from ssl_ray.errors import UserError
 from ssl_ray.recipe import Recipe, overrides, parse_settings
-from ssl_ray.tracking import FOLDER, default_tags, make_tracker, open_run, redact, ui_command
+from ssl_ray.tracking import FOLDER, default_tags, make_tracker, open_run, redact, require, ui_command
 from ssl_ray.training import pretrain
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
@@ -215,6 +215,9 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
         os.environ.setdefault(name, value)
     from ssl_ray.training import cluster, head, reach
 
+    settings = tracking_of(folder, record)
+    if settings.must_exist:
+        require(settings.uri)
     cluster.connect(base.address, verbose=base.verbose, python_path=record["python_path"])
     try:
         fit = fit_growing(console.print, **_wanted(request, search))
@@ -223,7 +226,6 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
                 f"concurrent: {fit.concurrent} trials share {fit.data_cpus:g} CPUs for their data and wait for each "
                 "other; fewer --concurrent may be faster"
             )
-        settings = tracking_of(folder, record)
         images = (search.dataset.train, search.dataset.val)
         reach.require(console.warn, images=images, storage=folder.storage, tracking=settings.uri)
         if not search.resumed:
