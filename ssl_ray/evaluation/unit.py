@@ -12,7 +12,8 @@ def finite_rows(z: Tensor) -> Tensor:
 
     Any other has no direction, hence no neighbours and no class.
     """
-    return z.float().norm(dim=-1).isfinite()
+    finite: Tensor = z.float().norm(dim=-1).isfinite()
+    return finite
 
 
 def unit(z: Tensor) -> Tensor:

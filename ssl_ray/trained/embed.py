@@ -31,6 +31,7 @@ from ssl_ray.trained.evaluate import dataset_of
 from ssl_ray.trained.subject import Subject, load_subject
 from ssl_ray.training import cluster, head, reach
 from ssl_ray.training.notices import Notices
+from ssl_ray.training.places import lasting
 from ssl_ray.training.pretrain import no_credentials
 
 METADATA = "_metadata.json"
@@ -91,7 +92,7 @@ def _embed(request: Request, console: Console) -> dict[str, Any]:
         "format": FORMAT,
         "complete": False,
         **described(subject),
-        "data": data,
+        "data": lasting(data),
         "identity": identity,
         "part_rows": rows_of,
         "class_names": {split: source.info.class_names for split, source in sources.items()},

@@ -1,5 +1,6 @@
 """From a trained network to a table of accuracies, kept in the run's folder and its MLflow entry."""
 
+import contextlib
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from ssl_ray.trained.protocols import DEFAULT, PROBES, PROTOCOLS
 from ssl_ray.trained.subject import Subject, load_subject
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
+from ssl_ray.training.places import exists, is_own, lasting, recorded, require
 from ssl_ray.training.pretrain import no_credentials
 from ssl_ray.training.tracked import tracking_of
 
@@ -72,6 +74,7 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
     data, dataset = dataset_of(subject, request.data, request.columns, request.holdout)
     _require_labels(data, dataset)
     assert dataset.val is not None
+    place = remember(subject, data, dataset)
     size = request.size or subject.image_size
     width = subject.feature_width(size)
     counts = f"{dataset.train.info.num_samples:,} train and {dataset.val.info.num_samples:,} held-out images"
@@ -83,7 +86,7 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
     results: list[Result] = []
     prefix, identity = _prefix(subject, data, dataset), uuid.uuid4().hex
     with (
-        _tracked(request, subject, data, size) as tracker,
+        _tracked(request, subject, place, size) as tracker,
         Case(
             subject,
             dataset,
@@ -91,7 +94,7 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
             request.means,
             request.choices,
             console,
-            data,
+            place,
             request.storage,
             tracker.target.run_id,
         ) as case,
@@ -101,7 +104,7 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
             return {
                 "id": identity,
                 **described(subject),
-                "data": data,
+                "data": place,
                 "image_size": size,
                 "features": width,
                 "train": {"images": dataset.train.info.num_samples, "digest": dataset.train.info.digest},
@@ -135,7 +138,7 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
 
 def _prefix(subject: Subject, data: str, dataset: Dataset) -> str:
     """Of metrics: `eval/`, and the data's name where a run is judged on other data than its own."""
-    if subject.folder is None or subject.folder.record().get("data") == data:
+    if subject.folder is None or is_own(subject.folder.record(), data, dataset):
         return "eval/"
     return f"eval/{re.sub(r'[^A-Za-z0-9_.-]', '-', dataset.train.info.name)}/"
 
@@ -150,14 +153,38 @@ def dataset_of(
             f"data: {subject.name} is no run that says what it was trained on; give --data "
             "(fashion, digits, torchvision:NAME, a folder, Parquet, s3://...)"
         )
-    own = data is None or data == record.get("data")
     given = {name: column for name, column in columns.items() if column is not None}
-    columns = (record.get("columns", {}) if own else {}) | given
-    if holdout is None:
-        holdout = record.get("holdout", 0.1) if own else 0.1
-    uri: str = record["data"] if data is None else data
+    theirs: dict[str, Any] = {"holdout": record.get("holdout", 0.1), **record.get("columns", {})} | given
+    usual: dict[str, Any] = {"holdout": 0.1, **given}
+    if holdout is not None:
+        theirs["holdout"] = usual["holdout"] = holdout
+    uri = recorded(record) if data is None else data
     no_credentials("data", uri)
-    return uri, open_dataset(uri, holdout=holdout, **columns)
+    if data is None:
+        require(
+            subject.name,
+            uri,
+            None,
+            f"ssl-ray evaluate {subject.folder.name if subject.folder else subject.name}",
+        )
+    if data is None or ("data" in record and lasting(uri) == recorded(record)):
+        return uri, open_dataset(uri, **theirs)
+    if "data" in record and theirs != usual:
+        # The run's own images at another place are read as it read them; their digest tells.
+        with contextlib.suppress(UserError):
+            dataset = open_dataset(uri, **theirs)
+            if dataset.train.info.digest == record["dataset_digest"]:
+                return uri, dataset
+    return uri, open_dataset(uri, **usual)
+
+
+def remember(subject: Subject, data: str, dataset: Dataset) -> str:
+    """Where the data set lies, from any folder. The run's record says it from now on, if what it said is gone."""
+    place = lasting(data)
+    record = subject.folder.record() if subject.folder else {}
+    if subject.folder is not None and is_own(record, data, dataset) and not exists(recorded(record)):
+        subject.folder.update(data=place)
+    return place
 
 
 def _require_labels(data: str, dataset: Dataset) -> None:

@@ -4,6 +4,7 @@ for each trial.
 
 import json
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -13,13 +14,14 @@ from typing import Any, Literal
 
 from ssl_ray import experiments
 from ssl_ray.console import Console
-from ssl_ray.data.source import Dataset, open_dataset
+from ssl_ray.data.source import Dataset
 from ssl_ray.errors import UserError
 from ssl_ray.recipe import Recipe, overrides, parse_settings
 from ssl_ray.tracking import FOLDER, default_tags, make_tracker, open_run, redact, require, ui_command
 from ssl_ray.training import pretrain
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
+from ssl_ray.training.places import reopen
 from ssl_ray.training.tracked import target_of, tracking_of
 from ssl_ray.tuning import plots
 from ssl_ray.tuning.capacity import Fit, Wanted, fit_growing, fit_trials, parse_cluster
@@ -87,7 +89,11 @@ def tune(request: Request, console: Console) -> dict[str, Any]:
         if request.dry_run:
             return _dry_run(request, search, console)
         if search.resumed and "summary" in search.record:
-            return _say(request, search, search.record["summary"], console)
+            # Where it is now, which may be elsewhere than when it ended.
+            here = {"folder": search.folder.uri}
+            if search.record["summary"]["best_recipe"] is not None:
+                here["best_recipe"] = f"{search.folder.uri}/{BEST_FILE}"
+            return _say(request, search, search.record["summary"] | here, console)
         return _run(request, search, seconds, console)
 
 
@@ -156,8 +162,14 @@ def _continued(request: Request) -> _Search:
     folder = RunFolder.find(str(base.resume), base.storage, holds=SEARCH_FILE)
     record = folder.read(SEARCH_FILE)
     sys.path += [path for path in record["python_path"] if path not in sys.path]
-    dataset = open_dataset(record["data"], holdout=record["holdout"], **record["columns"])
-    pretrain.check_data(folder, record, dataset)
+    if base.data is not None:
+        pretrain.no_credentials("data", base.data)
+    place, dataset = reopen(
+        folder.name, record, base.data, f"ssl-ray tune --resume {shlex.quote(str(base.resume))}"
+    )
+    if place != record["data"]:
+        record["data"] = place
+        folder.write(SEARCH_FILE, record)
     plan, recipe = make_plan(
         Recipe.from_json(record["recipe"]), from_json(record["search"]), max_epochs=None, **record["plan"]
     )

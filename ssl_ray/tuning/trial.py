@@ -162,11 +162,12 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             )
             record |= ids | {"init_from": self.take_over["checkpoint"]}
             self.evaluations = self.take_over["evaluations"]
-        record |= before
+        record |= before | {"data": record["data"]}
         if "summary" in record:  # it had ended, and Tune had not heard of it
             self.news.put(record["summary"])
         recipe = self._recipe()
-        preflight(recipe)
+        begun = self.folder.exists() and self.folder.latest_checkpoint() is not None
+        preflight(recipe, from_checkpoint=begun or record.get("init_from") is not None)
         self.thread = threading.Thread(target=self._train, args=(recipe, record), daemon=True)
         self.thread.start()
 
@@ -233,7 +234,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         said = []
         while not self.said.empty():
             said.append(self.said.get())
-        result = {
+        result: dict[str, Any] = {
             TIME: 0.0,
             "done": done,
             "heartbeat": heartbeat,
