@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ssl_ray.errors import UserError, nearest
 from ssl_ray.redact import redact
 from ssl_ray.tracking.client import connect, import_mlflow, reason
-from ssl_ray.tracking.store import database, require, restore_experiment
+from ssl_ray.tracking.store import StoreGone, database, require, require_artifacts, restore_experiment
 from ssl_ray.tracking.target import TrackingSettings
 
 _PAGE = 1000  # runs of one answer
@@ -123,7 +123,11 @@ class History:
     def attach(self, run_id: str, file: Path, artifact_path: str = "") -> None:
         """Puts a file among the artifacts of a run, replacing one of its name. Raises UserError if it cannot be."""
         try:
+            experiment = self._client.get_experiment(self._client.get_run(run_id).info.experiment_id)
+            require_artifacts(self.settings.uri, experiment.artifact_location)
             self._client.log_artifact(run_id, str(file), artifact_path or None)
+        except StoreGone:
+            raise
         except Exception as error:
             raise UserError(
                 f"MLflow at {redact(self.settings.uri)} does not take {file.name} ({reason(error)})"

@@ -15,7 +15,7 @@ from ssl_ray.errors import UserError
 from ssl_ray.redact import redact
 from ssl_ray.tracking.client import THREAD_PREFIX, connect, import_mlflow, reason, within
 from ssl_ray.tracking.records import ENDING_FILE, Ending, append, deliver, send, undelivered
-from ssl_ray.tracking.store import restore_experiment, way_back
+from ssl_ray.tracking.store import require_artifacts, restore_experiment, way_back
 from ssl_ray.tracking.target import TrackingSettings, TrackingTarget
 
 logger = logging.getLogger("ssl_ray.tracking")
@@ -161,6 +161,7 @@ def _open(
         run = client.create_run(experiment_id, run_name=name)
     else:
         run = _find(client, run_id, settings)
+        require_artifacts(settings.uri, client.get_experiment(run.info.experiment_id).artifact_location)
         client.update_run(run_id, status="RUNNING")
     target = TrackingTarget(settings.uri, run.info.experiment_id, run.info.run_id, settings.folder)
     Path(target.folder, ENDING_FILE).unlink(missing_ok=True)  # it runs again
@@ -194,6 +195,7 @@ def _experiment(client: Any, settings: TrackingSettings) -> str:
             f"MLFLOW_EXPERIMENT_NAME: {settings.experiment!r} was deleted; choose another name, or bring it back with "
             f"`{restore_experiment(settings.uri, experiment.experiment_id)}`"
         )
+    require_artifacts(settings.uri, experiment.artifact_location)
     return str(experiment.experiment_id)
 
 

@@ -1,8 +1,11 @@
 """What may have become of a store, a run or an experiment since it was used: gone, or deleted; and the way back."""
 
+import contextlib
 import shlex
+import sqlite3
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from ssl_ray.errors import UserError
 from ssl_ray.redact import redact
@@ -27,6 +30,60 @@ def require(uri: str) -> None:
             f"MLflow's store is gone: there is no file {str(file)!r}; if it moved, say where it is now, before the "
             f"command: MLFLOW_TRACKING_URI={_SQLITE}/NEW/FOLDER/{file.name} (it is remembered); else put it back"
         )
+
+
+def require_artifacts(uri: str, location: str) -> None:
+    """Raises StoreGone where a store keeps an experiment's artifacts in a folder of a place that is no longer there.
+
+    A store remembers whole paths: one that moved still names the old place, and MLflow would make that anew.
+    location: the experiment's, as MLflow has it. Of a new one the folder and the one above it are yet to be made.
+    """
+    parts = urlsplit(location)
+    if parts.scheme not in ("", "file"):
+        return
+    folder = Path(unquote(parts.path))
+    place = folder.parent.parent
+    if not any(path.is_dir() for path in (folder, folder.parent, place)):
+        raise StoreGone(
+            f"MLflow's store keeps its artifacts below {str(place)!r}, which is gone; if that moved, say so once: "
+            f"{_where(uri)}ssl-ray runs moved {shlex.quote(str(place))} NEW_PLACE"
+        )
+
+
+def move_artifacts(uri: str, old: str, new: str) -> int:
+    """Tells a SQLite store that what lay below the folder `old` lies below `new` now. Returns how many entries changed.
+
+    MLflow has no call for it. Raises UserError for a store of another kind, and where nothing lay there.
+    """
+    require(uri)
+    file = database(uri)
+    if file is None:
+        raise UserError(f"moved: {redact(uri)} is a server, which knows itself where its artifacts are")
+    if not Path(old).is_absolute():
+        raise UserError(f"moved: {old!r} is no absolute path, as the store has them; give the whole of it")
+    if not Path(new).is_dir():
+        raise UserError(f"moved: there is no folder {new!r}; give the place where it is now")
+    changed = 0
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        for table, column in _LOCATIONS:
+            for before, after in ((Path(old).as_uri(), Path(new).as_uri()), (old, new)):
+                changed += connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR "
+                    f"substr({column}, 1, ?) = ?",
+                    (after, len(before) + 1, before, len(before) + 1, f"{before}/"),
+                ).rowcount
+    if not changed:
+        raise UserError(
+            f"moved: MLflow's store at {uri} keeps nothing below {old!r}; `ssl-ray runs show` names folders"
+        )
+    return changed
+
+
+_LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+)
 
 
 def way_back(client: Any, uri: str, run: Any) -> str | None:

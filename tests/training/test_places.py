@@ -270,6 +270,28 @@ def test_a_whole_project_that_moved(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     assert AT_RAY in said(monkeypatch, capsys, *resume)
     assert find("r1", "runs").run.name == "r1"
+    # It knows by whole paths where artifacts are, and would make the old place for the next of them.
+    settings = tracking_settings("runs/r1", must_exist=True)
+    for run_id in (record_of(new)["mlflow_run_id"], None):
+        with pytest.raises(
+            StoreGone, match=f"below '{project}', which is gone; .* ssl-ray runs moved {project} NEW_PLACE"
+        ):
+            open_run(settings, name="r1", run_id=run_id)
+    page = new / "page.html"
+    page.write_text("x")
+    with pytest.raises(StoreGone, match="ssl-ray runs moved"):
+        find("r1", "runs").history.attach(record_of(new)["mlflow_run_id"], page)
+    assert "keeps nothing below '/no/such'" in said(monkeypatch, capsys, "runs", "moved", "/no/such", ".")
+    assert "there is no folder '" in said(monkeypatch, capsys, "runs", "moved", str(project), "none")
+    monkeypatch.setattr(sys, "argv", ["ssl-ray", "runs", "moved", str(project), ".", "--json"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    assert json.loads(capsys.readouterr().out) == {"old": str(project), "new": str(new), "changed": 2}
+    again = open_run(settings, name="r1", run_id=record_of(new)["mlflow_run_id"])
+    find("r1", "runs").history.attach(again.run_id, page)
+    again.finish()
+    assert [p.read_text() for p in (new / "mlruns").rglob("page.html")] == ["x"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{new}/none.db")
     assert f"there is no file '{new}/none.db'" in said(monkeypatch, capsys, *resume)
     assert not (new / "none.db").exists()
