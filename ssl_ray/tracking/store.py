@@ -11,6 +11,12 @@ from ssl_ray.errors import UserError
 from ssl_ray.redact import redact
 
 _SQLITE = "sqlite:///"
+# Where its tables hold whole paths of artifacts.
+_LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+)
 
 
 class StoreGone(UserError):
@@ -36,10 +42,11 @@ def require_artifacts(uri: str, location: str) -> None:
     """Raises StoreGone where a store keeps an experiment's artifacts in a folder of a place that is no longer there.
 
     A store remembers whole paths: one that moved still names the old place, and MLflow would make that anew.
-    location: the experiment's, as MLflow has it. Of a new one the folder and the one above it are yet to be made.
+    location: the experiment's, as MLflow has it. Of a new one the folder and the one above it are yet to be made. A
+    server's are on its own machine, whatever they are called.
     """
     parts = urlsplit(location)
-    if parts.scheme not in ("", "file"):
+    if database(uri) is None or parts.scheme not in ("", "file"):
         return
     folder = Path(unquote(parts.path))
     place = folder.parent.parent
@@ -77,13 +84,6 @@ def move_artifacts(uri: str, old: str, new: str) -> int:
             f"moved: MLflow's store at {uri} keeps nothing below {old!r}; `ssl-ray runs show` names folders"
         )
     return changed
-
-
-_LOCATIONS = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"),
-)
 
 
 def way_back(client: Any, uri: str, run: Any) -> str | None:

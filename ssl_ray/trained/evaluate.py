@@ -153,8 +153,11 @@ def dataset_of(
             f"data: {subject.name} is no run that says what it was trained on; give --data "
             "(fashion, digits, torchvision:NAME, a folder, Parquet, s3://...)"
         )
-    given = {name: column for name, column in columns.items() if column is not None}
-    theirs: dict[str, Any] = {"holdout": record.get("holdout", 0.1), **record.get("columns", {})} | given
+    given, its_own = (
+        {name: column for name, column in some.items() if column is not None}
+        for some in (columns, record.get("columns", {}))
+    )
+    theirs: dict[str, Any] = {"holdout": record.get("holdout", 0.1), **its_own, **given}
     usual: dict[str, Any] = {"holdout": 0.1, **given}
     if holdout is not None:
         theirs["holdout"] = usual["holdout"] = holdout
