@@ -34,7 +34,7 @@ def require(uri: str) -> None:
     if file is not None and not file.is_file():
         raise StoreGone(
             f"MLflow's store is gone: there is no file {str(file)!r}; if it moved, say where it is now, before the "
-            f"command: MLFLOW_TRACKING_URI={_SQLITE}/NEW/FOLDER/{file.name} (it is remembered); else put it back"
+            f"command: MLFLOW_TRACKING_URI={_SQLITE}/NEW/FOLDER/{file.name} (--resume remembers it); else put it back"
         )
 
 

@@ -17,6 +17,7 @@ from ssl_ray.console import Console
 from ssl_ray.data.source import Dataset
 from ssl_ray.errors import UserError
 from ssl_ray.recipe import Recipe, overrides, parse_settings
+from ssl_ray.rules import located
 from ssl_ray.tracking import FOLDER, default_tags, make_tracker, open_run, redact, require, ui_command
 from ssl_ray.training import pretrain
 from ssl_ray.training.folder import RunFolder
@@ -115,7 +116,7 @@ def _fresh(request: Request) -> _Search:
     base = request.base
     dataset, chosen, python_path = pretrain.open_request(base)
     settings = parse_settings(base.settings)
-    recipe = overrides(chosen.recipe, settings)
+    recipe = located(overrides(chosen.recipe, settings))
     given = parse_searches(request.searches)
     # What the user set stays as it is, unless searched by name.
     space = {p: s for p, s in _own_space(str(base.recipe), recipe).items() if p not in settings} | given
