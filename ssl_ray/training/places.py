@@ -78,7 +78,7 @@ def reopen(name: str, record: Mapping[str, Any], given: str | None, again: str) 
     place = recorded(record) if given is None else lasting(given)
     require(name, place, given, again)
     dataset = open_dataset(place, holdout=record["holdout"], **record["columns"])
-    check_data(name, record, dataset, place)
+    check_data(name, record, dataset, place, given)
     return place, dataset
 
 
@@ -86,15 +86,20 @@ def require(name: str, place: str, given: str | None, again: str) -> None:
     """Raises UserError where the images of a run are no longer at the place that its record names."""
     if given is None and not exists(place):
         raise UserError(
-            f"data: {place!r}, the images of {name!r}, is not there any more; if it moved, say where it is now: "
+            f"data: no such file or folder: {place!r}, the images of {name!r}; if they moved, say where they are now: "
             f"{again} --data PLACE"
         )
 
 
-def check_data(name: str, record: Mapping[str, Any], dataset: Dataset, place: str) -> None:
-    """Raises UserError unless a run began with these images, wherever they lay."""
+def check_data(
+    name: str, record: Mapping[str, Any], dataset: Dataset, place: str, given: str | None = None
+) -> None:
+    """Raises UserError unless a run began with these images, wherever they lay. given: as of `reopen`."""
     if dataset.train.info.digest != record["dataset_digest"]:
+        differs = (
+            f"is not what run {name!r} began with" if given else f"is not what it was when run {name!r} began"
+        )
         raise UserError(
-            f"data: {place} is not what {name!r} began with (digest {dataset.train.info.digest}, was "
-            f"{record['dataset_digest']}); put the images back, say with --data where they are, or start a new run"
+            f"data: {place} {differs} (digest {dataset.train.info.digest}, was {record['dataset_digest']}); put the "
+            "images back, say with --data where they are, or start a new run"
         )

@@ -224,12 +224,14 @@ def test_images_that_moved_are_named_and_their_new_place_is_remembered(
     (project / "pics").rename(project / "pics2")
     pictures(project / "others", seed=1, per_class=7)
     line = said(monkeypatch, capsys, "pretrain", "--resume=r1")
-    assert f"'{project}/pics', the images of 'r1', is not there any more" in line
+    assert f"no such file or folder: '{project}/pics', the images of 'r1'; if they moved" in line
     assert "ssl-ray pretrain --resume r1 --data PLACE" in line
 
     wrong = said(monkeypatch, capsys, "pretrain", "--resume=r1", "--data=others")
     digests = [open_dataset(place).train.info.digest for place in ("others", "pics2")]
-    assert f"{project}/others is not what 'r1' began with (digest {digests[0]}, was {digests[1]})" in wrong
+    assert (
+        f"{project}/others is not what run 'r1' began with (digest {digests[0]}, was {digests[1]})" in wrong
+    )
     assert record_of(project)["data"] == str(project / "pics")
     assert "no such file or folder: '" in said(monkeypatch, capsys, "pretrain", "--resume=r1", "--data=no")
 
@@ -363,7 +365,7 @@ def test_an_evaluation_knows_the_run_s_own_images_elsewhere(project: Path) -> No
     folder.update(holdout=0.25, dataset_digest=open_dataset("pics", holdout=0.25).train.info.digest)
     assert dataset_of(subject(folder), "pics", {}, None)[1].train.info.num_samples == 9
     (project / "pics").rename(project / "pics2")
-    with pytest.raises(UserError, match=r"pics', the images of 'r1', .* ssl-ray evaluate r1 --data PLACE"):
+    with pytest.raises(UserError, match=r"pics', the images of 'r1'; .* ssl-ray evaluate r1 --data PLACE"):
         dataset_of(subject(folder), None, {}, None)
     data, dataset = dataset_of(subject(folder), "pics2", {}, None)
     assert (data, dataset.train.info.num_samples) == ("pics2", 9), "held out as the run did"
@@ -381,7 +383,7 @@ def test_an_evaluation_knows_the_run_s_own_images_elsewhere(project: Path) -> No
 def test_a_search_is_continued_where_its_images_are_now(project: Path) -> None:
     record = record_of(project)
     (project / "pics").rename(project / "pics2")
-    with pytest.raises(UserError, match=r"say where it is now: ssl-ray tune --resume s --data PLACE"):
+    with pytest.raises(UserError, match=r"say where they are now: ssl-ray tune --resume s --data PLACE"):
         reopen("s", record, None, "ssl-ray tune --resume s")
     place, dataset = reopen("s", record, "pics2", "ssl-ray tune --resume s")
     assert place == str(project / "pics2")
