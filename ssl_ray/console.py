@@ -80,6 +80,11 @@ def duration(seconds: float) -> str:
     return f"{h}:{m:02}:{s:02}" if h else f"{m}:{s:02}"
 
 
+def percent(share: float, decimals: int = 1) -> str:
+    """A share in 0..1 in per cent, without the sign; "none" for one that is not finite: nobody knows it."""
+    return f"{100 * share:.{decimals}f}" if math.isfinite(share) else "none"
+
+
 class Reading(Protocol):
     """What a bar shows: how much of how much, and in words. `TrainStatus` is one."""
 

@@ -21,5 +21,9 @@ def lasting_folder() -> Path:
     The working directory of a job is Ray's copy of what was submitted (`--working-dir`), and is deleted with the job:
     there it is the home directory.
     """
-    here = Path.cwd()
-    return Path.home() if "working_dir_files" in here.parts and submission_id() else here
+    return Path.home() if in_copy() else Path.cwd()
+
+
+def in_copy() -> bool:
+    """Whether the working directory is Ray's copy of what was submitted as a job."""
+    return "working_dir_files" in Path.cwd().parts and submission_id() is not None

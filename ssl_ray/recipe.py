@@ -153,6 +153,12 @@ class Recipe(_Section):
     evaluation: Evaluation = field(default_factory=Evaluation)
     data: DataOptions = field(default_factory=DataOptions)
 
+    @property
+    def untrained(self) -> Spec:
+        """The algorithm without the weights that it begins with: a checkpoint, which is loaded into it, has its own."""
+        given = "pretrained" in self.algorithm.kwargs
+        return self.algorithm.replace(pretrained=None) if given else self.algorithm
+
     def to_json(self) -> dict[str, Any]:
         """A dict ready for `json.dumps`, with the version of its form under "format"."""
         return {"format": FORMAT} | _json(self)

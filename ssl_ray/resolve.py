@@ -22,12 +22,13 @@ class Resolved:
     origins: dict[str, str]
 
 
-def resolve(recipe: Recipe, info: "DatasetInfo") -> Resolved:
+def resolve(recipe: Recipe, info: "DatasetInfo", *, held_out: bool = True) -> Resolved:
     """Fits a recipe to a data set. Resolving twice changes nothing more.
 
+    info: of the images to train on. held_out: whether there are others to judge by; without them no kNN is computed.
     Raises UserError, naming the path to set, for what cannot work.
     """
-    _refuse(recipe, info)
+    _refuse(recipe, info, held_out)
     origins = {}
     optimization, batch = recipe.optimization, recipe.training.global_batch_size
     if optimization.lr is None:
@@ -46,7 +47,7 @@ def resolve(recipe: Recipe, info: "DatasetInfo") -> Resolved:
     return Resolved(recipe, origins)
 
 
-def _refuse(recipe: Recipe, info: "DatasetInfo") -> None:
+def _refuse(recipe: Recipe, info: "DatasetInfo", held_out: bool) -> None:
     """What no filling in can mend, and what must not be written down: a recipe goes into files, MLflow and logs."""
     for path, value in walk(recipe):
         if isinstance(value, str) and redact(value) != value:
@@ -75,9 +76,13 @@ def _refuse(recipe: Recipe, info: "DatasetInfo") -> None:
             f"{optimization.schedule!r}: schedule 'step' needs milestones, no other takes them"
         )
     bank = min(images, evaluation.max_samples)
-    if evaluation.every_epochs is not None and evaluation.k > bank:
+    labelled = held_out and info.num_classes is not None
+    # A fine-tuning is judged by its own answers.
+    judged_by_knn = evaluation.knn and not getattr(recipe.algorithm.target, "needs_labels", False)
+    if evaluation.every_epochs is not None and labelled and judged_by_knn and evaluation.k > bank:
         raise UserError(
-            f"evaluation.k {evaluation.k} is more than the {bank} images it looks among; lower it"
+            f"evaluation.k {evaluation.k} is more than the {bank} images it looks among; lower it, or set "
+            "evaluation.knn=false"
         )
     if evaluation.on_collapse == "stop":
         if evaluation.every_epochs is None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from ssl_ray.data.source import DatasetInfo
 from ssl_ray.errors import UserError
 from ssl_ray.experiments import load
+from ssl_ray.models import Classifier, ClsHead
 from ssl_ray.recipe import Recipe, override, overrides
 from ssl_ray.resolve import resolve
 from ssl_ray.spec import Spec
@@ -122,8 +124,31 @@ def test_refuses_a_patch_that_does_not_divide_the_view() -> None:
         resolve(recipe, INFO)
 
 
-def test_k_does_not_matter_without_evaluation() -> None:
-    resolve(overrides(RECIPE, {"evaluation.k": 1001, "evaluation.every_epochs": None}), INFO)
+@pytest.mark.parametrize(
+    ("changes", "info", "held_out"),
+    [
+        ({"evaluation.every_epochs": None}, INFO, True),
+        ({"evaluation.knn": False}, INFO, True),
+        ({}, replace(INFO, num_classes=None), True),
+        ({}, INFO, False),
+    ],
+    ids=["no evaluation", "no kNN", "no labels", "nothing held out"],
+)
+def test_k_matters_only_where_there_is_knn(
+    changes: dict[str, Any], info: DatasetInfo, held_out: bool
+) -> None:
+    few = {"evaluation.k": 1001, **changes}
+    assert resolve(overrides(RECIPE, few), info, held_out=held_out).recipe.evaluation.k == 1001
+
+
+def test_k_does_not_matter_to_a_fine_tuning() -> None:
+    recipe = load("moco").SMALL
+    backbone = recipe.algorithm.kwargs["backbone"].replace(out_indices=(4,))
+    tuned = replace(
+        recipe,
+        algorithm=Spec(Classifier, backbone=backbone, head=Spec(ClsHead, in_channels=128, num_classes=10)),
+    )
+    resolve(overrides(tuned, {"evaluation.k": 1001}), INFO)
 
 
 def test_the_neck_takes_what_the_backbone_gives() -> None:

@@ -143,7 +143,7 @@ def preview(
     chosen = load_recipe(recipe, scale=scale, info=source.info).recipe
     # A picture takes few images: none of the recipe's sizes is too large for it.
     plenty = dataclasses.replace(source.info, num_samples=max(source.info.num_samples, 1 << 24))
-    resolved = resolve(overrides(chosen, parse_settings(settings or [])), plenty).recipe
+    resolved = resolve(overrides(chosen, parse_settings(settings or [])), plenty, held_out=False).recipe
     grid = preview_grid(resolved.views.build(), some_images(source, images, seed), seed=seed)
     try:
         written = cv2.imwrite(str(out), grid[..., ::-1])

@@ -26,10 +26,13 @@ Settings = Annotated[
 Scale = Annotated[str, typer.Option(help="auto, paper or small.")]
 
 # The images.
-Data = Annotated[
+# Of what is resumed: where its images are now.
+OwnData = Annotated[
     str | None,
     typer.Option(
-        help="fashion, digits, torchvision:NAME, a folder, Parquet, s3://...", show_default="fashion"
+        help="fashion, digits, torchvision:NAME, a folder, Parquet, s3://...; with --resume where the same images are "
+        "now.",
+        show_default="fashion",
     ),
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="Parquet column of encoded images.")]

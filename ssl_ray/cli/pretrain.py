@@ -7,12 +7,12 @@ import typer
 from ssl_ray.cli.options import (
     Address,
     CpusPerWorker,
-    Data,
     Holdout,
     ImageColumn,
     JsonAtEnd,
     LabelColumn,
     OptionalRecipe,
+    OwnData,
     Quiet,
     Scale,
     Settings,
@@ -24,7 +24,7 @@ from ssl_ray.cli.options import (
 
 def pretrain(
     recipe: OptionalRecipe = None,
-    data: Data = None,
+    data: OwnData = None,
     workers: Annotated[
         str | None,
         typer.Option(
@@ -58,6 +58,7 @@ def pretrain(
 ) -> None:
     """Pretrain a model without labels."""
     from ssl_ray.errors import UserError
+    from ssl_ray.rules import FILES
     from ssl_ray.training.pretrain import Request, pretrain
     from ssl_ray.workers import Workers
 
@@ -66,10 +67,10 @@ def pretrain(
             "pretrain: name what to train, such as `ssl-ray pretrain moco`; `ssl-ray list` shows all"
         )
     kept = {
-        "--set": settings,
+        # Files may have moved.
+        "--set": [s for s in settings or [] if not s.partition("=")[0].strip().endswith(FILES)],
         "--epochs": epochs,
         "--seed": seed,
-        "--data": data,
         "--name": name,
         "--image-column": image_column,
         "--label-column": label_column,
@@ -80,13 +81,13 @@ def pretrain(
         given := [option for option, value in kept.items() if value not in (None, [])]
     ):
         raise UserError(
-            f"resume: a resumed run keeps its recipe, data and name; leave out {', '.join(given)}, or start a new run"
+            f"resume: a resumed run keeps its recipe, images and name; leave out {', '.join(given)}, or start a new run"
         )
     shorthands = {"training.epochs": epochs, "training.max_steps": steps, "training.seed": seed}
     summary = pretrain(
         Request(
             recipe=recipe,
-            data=data or "fashion",
+            data=data,
             workers=None if workers is None else Workers.parse(workers),
             settings=[*(settings or []), *(f"{k}={v}" for k, v in shorthands.items() if v is not None)],
             scale=scale,

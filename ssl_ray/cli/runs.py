@@ -171,6 +171,26 @@ def best(
     console.table(title, ["run", metric, *past.COLUMNS[1:]], rows)
 
 
+@app.command()
+def moved(
+    old: Annotated[str, typer.Argument(help="Folder in which a project was: absolute.")],
+    new: Annotated[str, typer.Argument(help="Folder in which it is now.")],
+    as_json: Json = False,
+) -> None:
+    """Tell MLflow's SQLite store that a project has moved: it keeps its artifacts by whole paths."""
+    import os
+
+    from ssl_ray.tracking import move_artifacts, tracking_settings
+
+    settings = tracking_settings(".", must_exist=True)
+    changed = move_artifacts(settings.uri, os.path.normpath(old), os.path.abspath(new))
+    console = make_console(as_json)
+    if as_json:
+        console.json_line({"old": old, "new": os.path.abspath(new), "changed": changed})
+    else:
+        console.print(f"{changed} places of artifacts are below {os.path.abspath(new)} now")
+
+
 def _typed(context: typer.Context, name: str) -> bool:
     """Whether an option was given, rather than left at its default."""
     source = context.get_parameter_source(name)

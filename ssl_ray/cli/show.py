@@ -31,7 +31,8 @@ def show(
     dataset = open_dataset(data)
     info = dataset.train.info
     chosen = load_recipe(recipe, scale=scale, info=info)
-    resolved = resolve(overrides(chosen.recipe, parse_settings(settings or [])), info)
+    changed = overrides(chosen.recipe, parse_settings(settings or []))
+    resolved = resolve(changed, info, held_out=dataset.val is not None)
     console = Console("quiet" if as_json else "normal")  # warnings are for both
     if not as_json:
         height, width = info.image_size

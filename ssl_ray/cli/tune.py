@@ -7,12 +7,12 @@ import typer
 from ssl_ray.cli.options import (
     Address,
     CpusPerWorker,
-    Data,
     Holdout,
     ImageColumn,
     JsonAtEnd,
     LabelColumn,
     OptionalRecipe,
+    OwnData,
     Quiet,
     Scale,
     SharedStorage,
@@ -22,7 +22,7 @@ from ssl_ray.cli.options import (
 
 def tune(
     recipe: OptionalRecipe = None,
-    data: Data = None,
+    data: OwnData = None,
     searches: Annotated[
         list[str] | None,
         typer.Option(
@@ -103,7 +103,6 @@ def tune(
         raise UserError("cluster: a cluster to plan for goes with --dry-run; to use one, say --address")
     kept = {
         "RECIPE": recipe,
-        "--data": data,
         "--search": searches,
         "--set": settings,
         "--scheduler": None if scheduler == "asha" else scheduler,
@@ -127,7 +126,7 @@ def tune(
         Request(
             base=Base(
                 recipe=recipe,
-                data=data or "fashion",
+                data=data,
                 workers=None if workers is None else Workers.exactly(workers),
                 settings=settings or [],
                 scale=scale,

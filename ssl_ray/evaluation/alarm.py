@@ -36,6 +36,8 @@ largest. On all of Fashion-MNIST SwAV's SMALL begins unevenly: 0.68 after 40 ste
 """
 
 Evaluation = Mapping[str, float]
+NOT_FINITE, IMAGES = "not_finite", "images"
+"""In an evaluation that met features which are not finite: of how many images, of how many that it looked at."""
 
 
 @dataclass(frozen=True)
@@ -61,24 +63,29 @@ class Collapse:
 
 @dataclass(frozen=True)
 class _Sign:
-    """How a kind of collapse is seen. read: what an evaluation shows of it, None where nothing."""
+    """How a kind of collapse is seen. read: what an evaluation shows of it, None where nothing.
+
+    untrained: whether it counts at step 0, too.
+    """
 
     kind: str
     read: Callable[[Evaluation], str | None]
     advice: str
+    untrained: bool = False
 
 
 def collapses(evaluations: Sequence[Evaluation]) -> list[Collapse]:
     """What the last of a run's evaluations shows; each has its `step`.
 
-    Step 0 never counts: an untrained network's features may lie as close together as a collapsed one's.
+    A collapse never counts at step 0: an untrained network's features may lie as close together as a collapsed one's.
+    Features that are not finite do.
     """
     found = []
     for sign in _SIGNS:
         since, healthy, reading = None, None, None
         for evaluation in reversed(evaluations):
             step = int(evaluation["step"])
-            seen = sign.read(evaluation) if step else None
+            seen = sign.read(evaluation) if step or sign.untrained else None
             if seen is None:
                 healthy = step
                 break
@@ -89,6 +96,8 @@ def collapses(evaluations: Sequence[Evaluation]) -> list[Collapse]:
 
 
 def _not_finite(evaluation: Evaluation) -> str | None:
+    if evaluation.get(NOT_FINITE):
+        return f"{evaluation[NOT_FINITE]:g} of {evaluation[IMAGES]:g} images have such, and no accuracy"
     bad = [name for name in _watched(evaluation) if not math.isfinite(evaluation[name])]
     return f"{' and '.join(bad)} cannot be computed" if bad else None
 
@@ -131,6 +140,7 @@ _SIGNS = (
         "not finite",
         _not_finite,
         "lower the lr, or set optimization.clip_grad_norm or training.precision=fp32",
+        untrained=True,
     ),
     _Sign(
         "complete",

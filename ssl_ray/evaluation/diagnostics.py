@@ -7,11 +7,11 @@ method without negatives it is at its lowest then. Rows (B, D) are this rank's s
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_ray import distributed
 from ssl_ray.evaluation.spectrum import effective_rank, eigenvalues
+from ssl_ray.evaluation.unit import unit
 
 
 @torch.no_grad()
@@ -20,9 +20,9 @@ def embedding_std(z: Tensor) -> float:
 
     Source: SimSiam, arXiv 2011.10566, sec. 4.1, which compares the std with 1 / sqrt(D), that of an isotropic
     Gaussian. Here 1 means isotropic, 0 that all rows are one point; Gaussian features after a ReLU reach 0.83, as their
-    mean is not zero. z: (B, D), any scale.
+    mean is not zero. z: (B, D), any scale. NaN where z is not finite.
     """
-    z = F.normalize(z.float(), dim=1)
+    z = unit(z)
     count = distributed.sum_(torch.tensor(float(len(z)), device=z.device))
     mean = distributed.sum_(z.sum(dim=0)) / count
     variance = distributed.sum_((z - mean).square().sum(dim=0)) / count

@@ -3,14 +3,15 @@
 N rows in the bank, Q queries, D feature width. Everything is computed in float32, whatever arrives.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_ray import distributed
 from ssl_ray.errors import UserError
+from ssl_ray.evaluation.unit import unit
 
 # Similarities held at a time (128 MiB of float32): all N bank rows, for as many queries as fit.
 _CHUNK_ELEMENTS = 2**25
@@ -24,7 +25,8 @@ def knn_predict(
 
     A neighbour with cosine similarity s votes for its label with weight exp(s / T). A query's votes are divided by
     their sum: no temperature overflows, and the winner is the same. bank: (N, D), bank_labels: (N,) int64 in
-    0..num_classes-1, queries: (Q, D); any scale, normalised here. Returns (Q, num_classes), rows sum to 1.
+    0..num_classes-1, queries: (Q, D); any scale, normalised here. Returns (Q, num_classes), rows sum to 1. A query that
+    is not finite has NaN for votes, and one bank row that is not gives them to all.
 
     Raises UserError if k is not in 1..N or T is not positive.
     """
@@ -49,8 +51,7 @@ def knn_votes(
 
     Queries come in runs of as many rows as fit: all votes at once would be as large as queries x classes x settings.
     """
-    bank = F.normalize(bank.float(), dim=1)
-    queries = F.normalize(queries.float(), dim=1)
+    bank, queries = unit(bank), unit(queries)
     for query in torch.split(queries, max(1, _CHUNK_ELEMENTS // len(bank))):
         similarity, neighbours = (query @ bank.T).topk(max(ks), dim=1)  # the most similar first
         classes = bank_labels[neighbours]
@@ -70,21 +71,23 @@ def knn_accuracy(
     """Share of queries whose class wins the vote, in 0..1; the same on every rank, for any number of ranks.
 
     Each rank passes its own rows of the bank and its own queries: row i of rank r is row i * W + r of the whole. The
-    numbers of rows may differ. A query of a class that the bank does not hold counts as wrong.
+    numbers of rows may differ. A query of a class that the bank does not hold counts as wrong. NaN where a feature is
+    not finite: the largest of such votes would be class 0's.
 
     Raises UserError as `knn_predict` does, and when there is no query at all.
     """
     bank, bank_labels = gather_rows(bank), gather_rows(bank_labels)
     num_classes = int(bank_labels.max()) + 1 if len(bank_labels) else 0
     scores = knn_predict(bank, bank_labels, queries, k, temperature, num_classes)
-    counts = torch.tensor([len(queries), 0], device=queries.device)
-    counts[1] = (scores.argmax(dim=1) == labels).sum()
-    total, correct = distributed.sum_(counts).tolist()
+    right = (scores.argmax(dim=1) == labels).sum()
+    lost = scores.isnan().any(dim=1).sum()
+    counts = torch.stack([torch.tensor(len(queries), device=queries.device), right, lost])
+    total, correct, unknown = distributed.sum_(counts).tolist()
     if not total:
         raise UserError(
             "evaluation: 0 held-out images to classify; hold some out, or evaluate without labels"
         )
-    return float(correct / total)
+    return math.nan if unknown else float(correct / total)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor
 from ssl_ray import distributed
 from ssl_ray.data.pipeline import ViewPipeline
 from ssl_ray.data.source import Source
+from ssl_ray.evaluation.alarm import IMAGES, NOT_FINITE
 from ssl_ray.evaluation.clusters import cluster_metrics
 from ssl_ray.evaluation.diagnostics import embedding_rank, embedding_std
 from ssl_ray.evaluation.images import AugmentedImages, PlainImages
@@ -20,6 +21,7 @@ from ssl_ray.evaluation.probe import linear_accuracy
 from ssl_ray.evaluation.spectrum import alpha_req, top_direction
 from ssl_ray.evaluation.sphere import alignment, uniformity
 from ssl_ray.evaluation.undisturbed import undisturbed
+from ssl_ray.evaluation.unit import count_not_finite
 from ssl_ray.models.base import BaseModel
 
 _UNLABELLED_SAMPLES = 4096  # enough for spread and rank, where there is no kNN to feed
@@ -106,18 +108,23 @@ class OnlineEvaluation:
         `/lidar`, of the pooled backbone features, that are asked for; the first three as `projection/...`, too, where
         there is a projector;
         `clusters/...` (see `cluster_metrics`) where there are clusters; `val/knn_top1` and `val/linear_top1`, in 0..1,
-        where labels exist. A decay that cannot be fitted is left out. trained: False before the first step, when no
-        image has a cluster yet. The modules' training modes, BN statistics and torch's random state are left as they
-        were. Raises UserError if k does not fit the bank.
+        where labels exist. A decay that cannot be fitted is left out. Where features are not finite, what they would
+        tell is NaN, accuracies and clusters included, and `not_finite` of `images` says of how many images they are.
+
+        trained: False before the first step, when no image has a cluster yet. The modules' training modes, BN
+        statistics and torch's random state are left as they were. Raises UserError if k does not fit the bank.
         """
         with undisturbed(algorithm, self.device):
             seen = self._see(algorithm, self._queries)
-            metrics = {
+            bank = self._learned_from(algorithm)
+            lost, images = count_not_finite(seen.features, *([] if bank is None else [bank[0]]))
+            metrics = {NOT_FINITE: float(lost), IMAGES: float(images)} if lost else {}
+            metrics |= {
                 f"embedding/{name}": measure(seen.features)
                 for name, measure in _OF_FEATURES.items()
                 if name in self.monitors
             }
-            if math.isnan(metrics.get("embedding/alpha_req", 0.0)):
+            if not lost and math.isnan(metrics.get("embedding/alpha_req", 0.0)):
                 del metrics["embedding/alpha_req"]
             if seen.projections is not None:
                 metrics |= {
@@ -126,9 +133,12 @@ class OnlineEvaluation:
                     if name in self.monitors
                 }
             if "clusters" in self.monitors and trained:
-                metrics |= _clusters(algorithm, seen.clusters)
+                found = _clusters(algorithm, seen.clusters)
+                assigned = seen.features if seen.projections is None else seen.projections
+                metrics |= dict.fromkeys(found, math.nan) if count_not_finite(assigned)[0] else found
             metrics |= self._of_views(algorithm)
-            metrics |= self._with_labels(algorithm, seen)
+            if bank is not None:
+                metrics |= self._with_labels(*bank, seen)
         return metrics
 
     def raw_pixel_knn(self) -> float | None:
@@ -160,14 +170,17 @@ class OnlineEvaluation:
             if name in self.monitors
         }
 
-    def _with_labels(self, algorithm: BaseModel, seen: Seen) -> dict[str, float]:
-        """Accuracies, from the features of the bank."""
+    def _learned_from(self, algorithm: BaseModel) -> tuple[Tensor, Tensor] | None:
+        """Features (n, D) and labels (n,) of the bank; None where nobody asks for an accuracy."""
         if self._bank is None or not self.monitors & set(_LABELLED):
-            return {}
+            return None
         batches, indices = zip(
             *((self._embed(algorithm, view), index) for view, index in self._bank.batches()), strict=True
         )
-        bank, labels = torch.cat(batches), self._labels_of(self._bank, list(indices))
+        return torch.cat(batches), self._labels_of(self._bank, list(indices))
+
+    def _with_labels(self, bank: Tensor, labels: Tensor, seen: Seen) -> dict[str, float]:
+        """Accuracies, from the features of the bank."""
         metrics = {}
         if "knn" in self.monitors:
             metrics["val/knn_top1"] = knn_accuracy(

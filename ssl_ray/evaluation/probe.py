@@ -4,6 +4,8 @@ It is fitted anew at each evaluation and thrown away. So it has no state that a 
 nothing leads from its labels to the backbone: features arrive as numbers without a graph.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from ssl_ray import distributed
 from ssl_ray.errors import UserError
 from ssl_ray.evaluation.logistic import fit_logistic
 from ssl_ray.evaluation.spectrum import float64
+from ssl_ray.evaluation.unit import count_not_finite
 
 _ROWS = 65536  # queries judged at a time
 
@@ -29,7 +32,7 @@ def linear_accuracy(
     Multinomial logistic regression on features of mean 0 and variance 1 (those of the bank): the mean cross-entropy
     plus penalty / 2 |W|^2, by L-BFGS in float64, for at most so many iterations. Features that do not vary say
     nothing. Each rank passes its own rows. bank: (n, D), queries: (m, D), labels int64, not negative. A query of a
-    class that the bank does not hold counts as wrong.
+    class that the bank does not hold counts as wrong. NaN where a feature is not finite.
 
     Raises UserError when there is nothing to fit or to judge.
     """
@@ -41,6 +44,8 @@ def linear_accuracy(
             f"evaluation: a probe of {int(counts[0])} images judged by {int(counts[1])}; hold some out, or evaluate "
             "without labels"
         )
+    if count_not_finite(bank, queries)[0]:
+        return math.nan
     mean = distributed.sum_(bank.sum(dim=0)) / counts[0]
     std = (distributed.sum_((bank - mean).square().sum(dim=0)) / counts[0]).sqrt()
     scale = torch.where(std > 1e-6 * std.max(), 1 / std, torch.zeros_like(std)).nan_to_num(posinf=0)

@@ -19,10 +19,14 @@ class Tally:
         self._right5 = self._total = 0
 
     def add(self, scores: Tensor, labels: Tensor) -> None:
-        """scores: (B, C), the largest wins. labels: (B,) int64; one that is not in 0..C-1 counts as wrong."""
-        best = scores.topk(min(5, self.num_classes), dim=1).indices.cpu()
+        """scores: (B, C), the largest wins; with a NaN among them nobody does, and that is wrong.
+
+        labels: (B,) int64; one that is not in 0..C-1 counts as wrong.
+        """
+        best = scores.topk(min(5, self.num_classes), dim=1).indices
+        best = best.masked_fill(scores.isnan().any(1, keepdim=True), -1).cpu()
         labels = labels.cpu()
-        hit = best == labels[:, None]
+        hit = (best == labels[:, None]) & (best >= 0)
         self._total += len(labels)
         self._right5 += int(hit.any(1).sum())
         known = (labels >= 0) & (labels < self.num_classes)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssl_ray import distributed
 from ssl_ray.evaluation.knn import gather_rows
+from ssl_ray.evaluation.unit import unit
 
 ROWS = 2048
 """Uniformity is measured over the pairs of so many images at most: two million."""
@@ -21,7 +22,8 @@ def alignment(z: Tensor) -> float:
     """Mean squared distance of two views of an image, in 0..4. Source: arXiv 2005.10242, eq. 6, alpha = 2.
 
     The mean of |z_i - z_j|^2 over the images and their pairs of views, at unit length; 0 is perfect, and what a
-    collapse reaches, so read it with uniformity. z: (n, V, D), V views of n images, V at least 2.
+    collapse reaches, so read it with uniformity. z: (n, V, D), V views of n images, V at least 2. NaN where z is not
+    finite.
     """
     z = F.normalize(z.double() if z.device.type != "mps" else z.float(), dim=2)
     views = z.shape[1]
@@ -36,9 +38,9 @@ def uniformity(z: Tensor) -> float:
     """Log of the mean of exp(-2 |z_i - z_j|^2) over pairs of images. Source: arXiv 2005.10242, eq. 7, t = 2.
 
     At unit length, over the first `ROWS` rows of all ranks. 0: one point; the least, near -4 in many dimensions, is a
-    uniform spread. z: (n, D). NaN with fewer than two rows.
+    uniform spread. z: (n, D). NaN with fewer than two rows, and where one of them is not finite.
     """
-    everyones = F.normalize(gather_rows(z).float(), dim=1)[:ROWS]
+    everyones = unit(gather_rows(z)[:ROWS])
     count = len(everyones)
     if count < 2:
         return math.nan

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from ssl_ray.evaluation.unit import unit
 
 COSTS = (1e-4, 2.0**-10, 2.0**-8, 2.0**-6, 2.0**-4, 1e-1, 1.0, 10.0, 100.0)
 """Of the published 2^-19..2^-4 and 10^-7..10^2, the part in which costs differ on features of length 1."""
@@ -38,7 +39,7 @@ def svm_scores(
     Costs are compared by mean average precision in up to three folds of the training rows; with one row of a class
     there are no folds, and the cost is 1. A class without rows gets -inf. Classes are trained in threads.
     """
-    x, q = (F.normalize(t.float(), dim=1).double().numpy() for t in (features, queries))
+    x, q = (unit(t).double().numpy() for t in (features, queries))
     present = torch.bincount(labels).nonzero().flatten().tolist()
     targets = {label: np.where(labels.numpy() == label, 1, -1) for label in present}
     scores = np.full((len(q), classes), -np.inf)

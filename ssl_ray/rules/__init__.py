@@ -18,6 +18,7 @@ They are known by their name, whoever takes them, so that a user's own algorithm
 | `small_size`, `patch_side` | if too large for `views.size`: the published share of it |
 | `neck.embed_dim`, else `neck.in_channels` | the backbone's `feature_dim` |
 | `encoder_stride` | the backbone's `stride`; refused if it does not divide `views.size` |
+| `pretrained`, `weights` | the absolute path of the file, where there is one here |
 | `head.in_channels`, `memory.dim`, `predictor.in_channels`, `predictor.out_channels` | `algorithm.neck.out_channels`; \
 the backbone's `feature_dim` where a neck says nothing about widths, or there is none |
 """
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from ssl_ray.paths import replace_at, walk
 from ssl_ray.recipe import Recipe
-from ssl_ray.rules import counts, sizes, widths
+from ssl_ray.rules import counts, files, sizes, widths
 from ssl_ray.rules.facts import Facts, Rule
 
 if TYPE_CHECKING:
@@ -54,7 +55,18 @@ RULES: dict[str, Rule] = {
     "predictor.in_channels": widths.projection_dim,
     "predictor.out_channels": widths.projection_dim,
     "memory.dim": widths.projection_dim,
+    **dict.fromkeys(("pretrained", "weights"), files.weights),
 }
+FILES = (".pretrained", ".weights")
+"""Ends of paths whose value may be a file."""
+
+
+def located(recipe: Recipe) -> Recipe:
+    """The recipe with the absolute path of every file that it names and that is here; else as it is."""
+    for path, value in walk(recipe.algorithm, "algorithm"):
+        if path.endswith(FILES) and (found := files.weights(path, value, None)) is not None:
+            recipe = replace_at(recipe, path, found[0])
+    return recipe
 
 
 def fit(recipe: Recipe, info: "DatasetInfo") -> tuple[Recipe, dict[str, str]]:

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from ssl_ray.redact import redact
+from ssl_ray.tracking.store import require
 
 T = TypeVar("T")
 
@@ -47,8 +48,13 @@ def _not_ours(record: logging.LogRecord) -> bool:
     return not (record.threadName or "").startswith(THREAD_PREFIX)
 
 
-def connect(uri: str) -> Any:
-    """An MlflowClient of the store. The first one on a fresh SQLite file creates its tables (3 to 6 s)."""
+def connect(uri: str, *, must_exist: bool = False) -> Any:
+    """An MlflowClient of the store. The first one on a fresh SQLite file creates its tables (3 to 6 s).
+
+    must_exist: raises StoreGone, rather than make a SQLite file that is not there, and the folders above it.
+    """
+    if must_exist:
+        require(uri)
     mlflow = import_mlflow()
     with _first_use:
         return mlflow.MlflowClient(uri)

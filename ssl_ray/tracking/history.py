@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ssl_ray.errors import UserError, nearest
 from ssl_ray.redact import redact
 from ssl_ray.tracking.client import connect, import_mlflow, reason
+from ssl_ray.tracking.store import StoreGone, database, require, require_artifacts, restore_experiment
 from ssl_ray.tracking.target import TrackingSettings
 
 _PAGE = 1000  # runs of one answer
@@ -122,7 +123,11 @@ class History:
     def attach(self, run_id: str, file: Path, artifact_path: str = "") -> None:
         """Puts a file among the artifacts of a run, replacing one of its name. Raises UserError if it cannot be."""
         try:
+            experiment = self._client.get_experiment(self._client.get_run(run_id).info.experiment_id)
+            require_artifacts(self.settings.uri, experiment.artifact_location)
             self._client.log_artifact(run_id, str(file), artifact_path or None)
+        except StoreGone:
+            raise
         except Exception as error:
             raise UserError(
                 f"MLflow at {redact(self.settings.uri)} does not take {file.name} ({reason(error)})"
@@ -145,11 +150,12 @@ def open_history(settings: TrackingSettings) -> History:
     no_runs = (
         "no runs yet: {}; `ssl-ray pretrain moco` makes the first, MLFLOW_TRACKING_URI names another store"
     )
-    if settings.uri.startswith("sqlite:///") and not Path(settings.uri.removeprefix("sqlite:///")).is_file():
-        # MLflow would make a database of it.
-        raise UserError(no_runs.format(f"{settings.uri.removeprefix('sqlite:///')} does not exist"))
+    if settings.must_exist:
+        require(settings.uri)
+    if (file := database(settings.uri)) is not None and not file.is_file():
+        raise UserError(no_runs.format(f"{file} does not exist"))
     try:
-        client = connect(settings.uri)
+        client = connect(settings.uri, must_exist=True)
         experiment = client.get_experiment_by_name(settings.experiment)
         others = [] if experiment else [e.name for e in client.search_experiments()]
     except Exception as error:
@@ -165,6 +171,12 @@ def open_history(settings: TrackingSettings) -> History:
                 f"{nearest(settings.experiment, others)}"
             )
         raise UserError(no_runs.format(f"MLflow at {where} has no experiment {settings.experiment!r}"))
+    if experiment.lifecycle_stage == "deleted":
+        raise UserError(
+            f"experiment: {settings.experiment!r} is deleted in MLflow at {where}; bring it back with "
+            f"`{restore_experiment(settings.uri, experiment.experiment_id)}`, or name another with "
+            "MLFLOW_EXPERIMENT_NAME"
+        )
     return History(client, settings, experiment.experiment_id)
 
 

@@ -73,8 +73,11 @@ class Outbox:
             self._keep()
             return not self._pending
 
-    def close(self, deadline: float) -> int:
-        """Delivers the rest until `deadline` (of time.monotonic). Returns how many records were left in the file."""
+    def close(self, deadline: float) -> tuple[int, int]:
+        """Delivers the rest until `deadline` (of time.monotonic).
+
+        Returns how many records were left in the file, and how many could not be written there either.
+        """
         self._closing = True
         self._wake.set()
         self._thread.join(max(deadline - time.monotonic(), 0))
@@ -82,7 +85,7 @@ class Outbox:
             self._abandoned.set()
             self._take()
             self._keep()
-            return len(self._pending)
+            return self._on_file, len(self._pending) - self._on_file
 
     def _run(self) -> None:
         pause = self._interval
@@ -132,11 +135,12 @@ class Outbox:
                 return
             self._take()
             self._keep()
+            kept = self._on_file == len(self._pending)
         if not self._away:
             self._away = True
             logger.warning(
                 "MLflow at %s does not take %s (%s); the run goes on and keeps them in %s",
-                *(self._where, self._what, reason(error), self._file),
+                *(self._where, self._what, reason(error), self._file if kept else "memory"),
             )
 
     def _take(self) -> None:

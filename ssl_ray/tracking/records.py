@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 from ssl_ray.errors import UserError
 from ssl_ray.redact import redact
 from ssl_ray.tracking.client import connect, import_mlflow, reason
+from ssl_ray.tracking.store import StoreGone, way_back
 from ssl_ray.tracking.target import TrackingTarget
 
 logger = logging.getLogger("ssl_ray.tracking")
@@ -142,14 +143,25 @@ def deliver(path: str | Path, target: TrackingTarget) -> int:
     for file in files:
         records = read(file)
         try:
-            send(connect(target.uri), target, records)
+            send(connect(target.uri, must_exist=True), target, records)
         except Exception as error:
-            raise UserError(
-                f"MLflow at {redact(target.uri)} does not take {file} ({reason(error)}); try again when it is up"
-            ) from error
+            why = why_not(target, error)
+            raise UserError(f"MLflow at {redact(target.uri)} does not take {file}: {why}") from error
         file.unlink()
         count += len(records)
     return count
+
+
+def why_not(target: TrackingTarget, error: Exception | None = None) -> str:
+    """Why a store did not take what was sent to a run, and what to do, in words. error: what it said."""
+    try:
+        client = connect(target.uri, must_exist=True)
+        deleted = way_back(client, target.uri, client.get_run(target.run_id))
+    except StoreGone as gone:
+        return str(gone)
+    except Exception as another:
+        return f"{reason(error or another)}; try again when it is up"
+    return deleted or f"{reason(error) if error else 'it was too slow'}; try again when it is up"
 
 
 def undelivered(folder: str | Path) -> list[Path]:

@@ -15,6 +15,7 @@ from ssl_ray.errors import UserError
 from ssl_ray.redact import redact
 from ssl_ray.tracking.client import THREAD_PREFIX, connect, import_mlflow, reason, within
 from ssl_ray.tracking.records import ENDING_FILE, Ending, append, deliver, send, undelivered
+from ssl_ray.tracking.store import require_artifacts, restore_experiment, way_back
 from ssl_ray.tracking.target import TrackingSettings, TrackingTarget
 
 logger = logging.getLogger("ssl_ray.tracking")
@@ -36,7 +37,7 @@ def prepare(settings: TrackingSettings) -> threading.Thread:
 
     def connect_quietly() -> None:
         try:
-            connect(settings.uri)
+            connect(settings.uri, must_exist=settings.must_exist)
         except Exception as error:
             logger.debug("MLflow: %s", reason(error))
 
@@ -58,7 +59,7 @@ class TrackedRun:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags; raises what MLflow raises."""
-        _log_tags(connect(self.target.uri), self.run_id, tags)
+        _log_tags(connect(self.target.uri, must_exist=True), self.run_id, tags)
 
     def log_dataset(self, name: str, digest: str, source: str, context: str = "training") -> None:
         """Records the data set as an input of the run: MLflow's UI lists it by name and digest (36 characters).
@@ -70,7 +71,9 @@ class TrackedRun:
             name[:500], digest[:36], source_type="uri", source=json.dumps({"uri": redact(source)})
         )
         tag = entities.InputTag("mlflow.data.context", context)
-        connect(self.target.uri).log_inputs(self.run_id, [entities.DatasetInput(dataset, [tag])])
+        connect(self.target.uri, must_exist=True).log_inputs(
+            self.run_id, [entities.DatasetInput(dataset, [tag])]
+        )
 
     def finish(
         self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED", deadline: float = 10.0
@@ -83,17 +86,21 @@ class TrackedRun:
 
         def end() -> None:
             deliver(self.target.folder, self.target)
-            send(connect(self.target.uri), self.target, [ending])
+            send(connect(self.target.uri, must_exist=True), self.target, [ending])
 
         Path(self.target.folder).mkdir(parents=True, exist_ok=True)
         try:
             within(deadline, end)
         except Exception as error:
             file = Path(self.target.folder, ENDING_FILE)
-            append(file, [ending])
+            try:
+                append(file, [ending])
+                kept = f"that is kept in {file}"
+            except OSError as full:
+                kept = f"nor can that be kept in {file} ({full.strerror})"
             logger.warning(
-                "MLflow at %s was not told that the run %s (%s); that is kept in %s",
-                *(redact(self.target.uri), status, reason(error), file),
+                "MLflow at %s was not told that the run %s (%s); %s",
+                *(redact(self.target.uri), status, reason(error), kept),
             )
 
     def __enter__(self) -> Self:
@@ -121,7 +128,8 @@ def open_run(
     params: nested; logged flat, with dots. A resumed run keeps the params it has, as MLflow does; a value that is now
     another goes to the tag `resumed.<param>`.
 
-    Raises StoreAway when the store does not answer, UserError when it knows no such run.
+    Raises StoreAway when the store does not answer, StoreGone when it is no longer there, UserError when it knows no
+    such run, or the run is deleted.
     """
     where = redact(settings.uri)
     try:
@@ -147,12 +155,13 @@ def _open(
     tags: Mapping[str, str],
     run_id: str | None,
 ) -> TrackedRun:
-    client = connect(settings.uri)
+    client = connect(settings.uri, must_exist=settings.must_exist or run_id is not None)
     if run_id is None:
         experiment_id = _experiment(client, settings)
         run = client.create_run(experiment_id, run_name=name)
     else:
         run = _find(client, run_id, settings)
+        require_artifacts(settings.uri, client.get_experiment(run.info.experiment_id).artifact_location)
         client.update_run(run_id, status="RUNNING")
     target = TrackingTarget(settings.uri, run.info.experiment_id, run.info.run_id, settings.folder)
     Path(target.folder, ENDING_FILE).unlink(missing_ok=True)  # it runs again
@@ -183,9 +192,10 @@ def _experiment(client: Any, settings: TrackingSettings) -> str:
                 raise
     if experiment.lifecycle_stage == "deleted":
         raise UserError(
-            f"MLFLOW_EXPERIMENT_NAME: {settings.experiment!r} was deleted; choose another name, or restore it with "
-            f"`mlflow experiments restore -x {experiment.experiment_id}`"
+            f"MLFLOW_EXPERIMENT_NAME: {settings.experiment!r} was deleted; choose another name, or bring it back with "
+            f"`{restore_experiment(settings.uri, experiment.experiment_id)}`"
         )
+    require_artifacts(settings.uri, experiment.artifact_location)
     return str(experiment.experiment_id)
 
 
@@ -196,12 +206,12 @@ def _find(client: Any, run_id: str, settings: TrackingSettings) -> Any:
     except import_mlflow().MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        run = None
-    if run is None or run.info.lifecycle_stage == "deleted":
         raise UserError(
             f"run id: MLflow at {redact(settings.uri)} has no run {run_id!r}; check MLFLOW_TRACKING_URI, or start a "
             "new run"
-        )
+        ) from error
+    if (deleted := way_back(client, settings.uri, run)) is not None:
+        raise UserError(f"run {run.info.run_name!r} in MLflow at {redact(settings.uri)}: {deleted}")
     return run
 
 

@@ -18,13 +18,15 @@ class TrackingSettings:
     """The MLflow store and experiment to log to, and the run's own folder. Made by `tracking_settings`.
 
     uri: absolute; may hold a password, so it is left out of the repr. artifact_location: where a new experiment keeps
-    its artifacts, None where the server decides. folder: absolute; keeps what could not be delivered.
+    its artifacts, None where the server decides. folder: absolute; keeps what could not be delivered. must_exist: the
+    store was used before, and none is to be made in its place.
     """
 
     uri: str = field(repr=False)
     experiment: str
     artifact_location: str | None
     folder: str
+    must_exist: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class TrackingTarget:
 
 
 def tracking_settings(
-    folder: str | Path, *, uri: str | None = None, experiment: str | None = None
+    folder: str | Path, *, uri: str | None = None, experiment: str | None = None, must_exist: bool = False
 ) -> TrackingSettings:
     """Settings from the arguments, else MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, else the defaults.
 
@@ -54,14 +56,14 @@ def tracking_settings(
     scheme = uri.partition("://")[0] if "://" in uri else ""
     artifacts: Path | None = cwd
     if scheme == "sqlite":
-        database = uri.removeprefix("sqlite:///")
-        if database in {uri, "", ":memory:"}:
+        file, mark, query = uri.removeprefix("sqlite:///").partition("?")
+        if file in {uri, "", ":memory:"}:
             raise UserError(
                 f"MLFLOW_TRACKING_URI: {uri!r} is not a file that several processes can open; "
                 "use sqlite:////absolute/path/mlflow.db"
             )
-        uri = f"sqlite:///{(cwd / database).resolve()}"
-        artifacts = (cwd / database).resolve().parent
+        uri = f"sqlite:///{(cwd / file).resolve()}{mark}{query}"
+        artifacts = (cwd / file).resolve().parent
     elif scheme in {"http", "https"} or uri.startswith("databricks"):
         artifacts = None
     elif scheme in {"", "file"}:
@@ -70,7 +72,8 @@ def tracking_settings(
             "use sqlite:////absolute/path/mlflow.db, or the http address of an MLflow server"
         )
     location = (artifacts / "mlruns" / re.sub(r"[^\w.-]", "_", experiment)).as_uri() if artifacts else None
-    return TrackingSettings(uri, experiment, location, os.path.normpath(lasting_folder() / folder))
+    kept = os.path.normpath(lasting_folder() / folder)
+    return TrackingSettings(uri, experiment, location, kept, must_exist)
 
 
 def ui_command(target: TrackingTarget) -> str:

@@ -23,6 +23,7 @@ from ssl_ray.tracking.records import (
     Record,
     send,
 )
+from ssl_ray.tracking.store import require
 from ssl_ray.tracking.target import TrackingTarget
 
 if TYPE_CHECKING:
@@ -37,10 +38,17 @@ class Tracker:
 
     A resumed run logs again the steps between its checkpoint and the kill. MLflow cannot replace a metric: it keeps
     both values of such a step, told apart by their timestamps.
+
+    again: when what could not be delivered will be, for the message; None where nobody does it. undelivered: how many
+    metrics and artifacts MLflow had not taken when this was closed.
     """
 
-    def __init__(self, target: TrackingTarget, *, interval: float = 2.0) -> None:
-        self.target = target
+    undelivered = 0
+
+    def __init__(
+        self, target: TrackingTarget, *, interval: float = 2.0, again: str | None = "when the run is resumed"
+    ) -> None:
+        self.target, self._again = target, again
         self._folder = Path(target.folder)
         self._names: set[str] = set()
         where = redact(target.uri)
@@ -111,12 +119,19 @@ class Tracker:
         if deadline is None:
             deadline = 10.0 if self._metrics.away or self._artifacts.away else 30.0
         until = time.monotonic() + deadline
-        metrics, artifacts = self._metrics.close(until), self._artifacts.close(until)
+        (metrics, lost), (artifacts, lost_too) = self._metrics.close(until), self._artifacts.close(until)
+        lost += lost_too
+        self.undelivered = metrics + artifacts + lost
         if metrics or artifacts:
             logger.warning(
-                "MLflow at %s did not take %d metrics and %d artifacts; they are kept in %s/*-undelivered.jsonl "
-                "and are delivered when the run is resumed",
+                "MLflow at %s did not take %d metrics and %d artifacts; they are kept in %s/*-undelivered.jsonl%s",
                 *(redact(self.target.uri), metrics, artifacts, self._folder),
+                f" and are delivered {self._again}" if self._again else "",
+            )
+        if lost:
+            logger.warning(
+                "MLflow at %s did not take %d metrics and artifacts, nor could they be kept in %s: they are lost",
+                *(redact(self.target.uri), lost, self._folder),
             )
 
     def __enter__(self) -> Self:
@@ -135,6 +150,8 @@ class Tracker:
 
 class NoTracker:
     """Takes every call of a `Tracker` and does nothing: for ranks other than 0, and for runs without tracking."""
+
+    undelivered = 0
 
     def log(self, metrics: Mapping[str, SupportsFloat], step: int) -> None:
         """Nothing."""
@@ -180,6 +197,9 @@ def _sender(target: TrackingTarget) -> Callable[[Sequence[Record]], None]:
 
     def send_to_run(records: Sequence[Record]) -> None:
         nonlocal client
+        require(
+            target.uri
+        )  # each time: on a file that was taken away meanwhile SQLite would make an empty one
         client = client or connect(target.uri)
         send(client, target, records)
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from ssl_ray.console import Console
 from ssl_ray.data.source import Dataset, Source
 from ssl_ray.data.sources.torchvision import cache_root
+from ssl_ray.errors import UserError
 from ssl_ray.evaluation.features import Broken, Extraction, Features, extract, read_cache, write_cache
+from ssl_ray.evaluation.unit import count_not_finite
 from ssl_ray.trained.subject import Subject
 from ssl_ray.training import cluster, reach
 
@@ -137,6 +139,12 @@ class Case:
             self.console.warn(
                 f"{len(found.broken)} of {source.info.num_samples} {name} images cannot be decoded and are left out: "
                 f"{shown}{more}"
+            )
+        lost, images = count_not_finite(found.features)
+        if lost:
+            raise UserError(
+                f"features: those of {lost} of {images} {name} images are not finite ({self.subject.source}): the "
+                "network has diverged, they have no accuracy; evaluate an earlier checkpoint, or train with a lower lr"
             )
         return Part(found.features, torch.from_numpy(labels)[found.index])
 

@@ -25,11 +25,13 @@ from ssl_ray.data.sources.location import Location
 from ssl_ray.errors import StoreError, UserError, nearest
 from ssl_ray.evaluation.features import GPU_BATCH, Broken, Extraction, fit_pool, run_job, tasks
 from ssl_ray.evaluation.images import crop_fraction
+from ssl_ray.evaluation.unit import count_not_finite
 from ssl_ray.trained.case import Means, described
 from ssl_ray.trained.evaluate import dataset_of
 from ssl_ray.trained.subject import Subject, load_subject
 from ssl_ray.training import cluster, head, reach
 from ssl_ray.training.notices import Notices
+from ssl_ray.training.places import lasting
 from ssl_ray.training.pretrain import no_credentials
 
 METADATA = "_metadata.json"
@@ -91,7 +93,7 @@ def _embed(request: Request, out: Location, console: Console) -> dict[str, Any]:
         "format": FORMAT,
         "complete": False,
         **described(subject),
-        "data": data,
+        "data": lasting(data),
         "identity": identity,
         "part_rows": rows_of,
         "class_names": {split: source.info.class_names for split, source in sources.items()},
@@ -129,7 +131,9 @@ def _embed(request: Request, out: Location, console: Console) -> dict[str, Any]:
     counts = {
         split: sum(done[_name(row)]["rows"] for row in plan if row["split"] == split) for split in sources
     }
-    metadata |= {"complete": True, "rows": counts, "parts": len(plan), "broken": broken}
+    # A part of an earlier version does not say.
+    lost = sum(done[_name(row)].get("not_finite", 0) for row in plan)
+    metadata |= {"complete": True, "rows": counts, "parts": len(plan), "broken": broken, "not_finite": lost}
     _write_metadata(out, metadata)
     summary = metadata | {
         "out": str(out),
@@ -209,7 +213,7 @@ def _prepare(out: Location, identity: dict[str, Any]) -> dict[str, Any] | None:
 def _finished(
     out: Location, plan: list[dict[str, Any]], identity: dict[str, Any], console: Console
 ) -> dict[str, dict[str, Any]]:
-    """What is known of the parts that are whole: name -> {"rows", "broken"}."""
+    """What is known of the parts that are whole: name -> {"rows", "broken", "not_finite"}."""
     there = {path for path, _ in out.list(recursive=False)} & {_name(row) for row in plan}
 
     def read(name: str) -> tuple[str, dict[str, Any] | None]:
@@ -241,7 +245,7 @@ def _write_metadata(out: Location, metadata: dict[str, Any]) -> None:
 
 
 class _Write:
-    """The job: row {"split", "part", "start", "stop", "labels"} in, a file written, {"rows", "broken"} out."""
+    """The job: row {"split", "part", "start", "stop", "labels"} in, a file written, {"rows", "broken", ...} out."""
 
     def __init__(
         self,
@@ -262,7 +266,9 @@ class _Write:
     def do(self, row: Mapping[str, Any]) -> dict[str, Any]:
         extraction = self.extractions[row["split"]]
         features, index, broken = extraction.embed(row["start"], row["stop"], self.device, self.threads)
-        values = features.numpy().astype(self.dtype, copy=False).reshape(-1)
+        with np.errstate(over="ignore"):  # counted below
+            converted = features.numpy().astype(self.dtype, copy=False)
+        values = converted.reshape(-1)
         columns: dict[str, Any] = {
             "index": pa.array(index.numpy(), pa.int64()),
             "path": pa.array([extraction.source.path(i) for i in index.tolist()], pa.string()),
@@ -273,12 +279,13 @@ class _Write:
         columns["feature"] = pa.FixedSizeListArray.from_arrays(
             pa.array(values, DTYPES[self.dtype]), self.width
         )
-        stored = {"identity": self.identity, "rows": len(index), "broken": broken}
+        lost, _ = count_not_finite(torch.from_numpy(converted))
+        stored = {"identity": self.identity, "rows": len(index), "broken": broken, "not_finite": lost}
         table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(stored)})
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, use_dictionary=False)  # no two features are alike
         (self.out / _name(row)).write_bytes(sink.getvalue())
-        return {"rows": stored["rows"], "broken": json.dumps(broken)}
+        return {"rows": stored["rows"], "broken": json.dumps(broken), "not_finite": lost}
 
 
 def _run(
@@ -310,7 +317,7 @@ def _run(
         hint = "finished parts are kept: the same command goes on"
         with head.watched(hint), console.task("embedding") as on_progress:
             for row, result in zip(left, run_job(job, rows, pool), strict=True):
-                done[_name(row)] = {"rows": result["rows"], "broken": json.loads(result["broken"])}
+                done[_name(row)] = result | {"broken": json.loads(result["broken"])}
                 so_far += row["stop"] - row["start"]
                 on_progress(so_far, total)
     finally:
@@ -322,6 +329,13 @@ def _say(request: Request, console: Console, summary: dict[str, Any], broken: li
         shown = "; ".join(f"{path} ({reason})" for _, path, reason in broken[:5])
         more = f"; and {len(broken) - 5} more, all in {METADATA}" if len(broken) > 5 else ""
         console.warn(f"{len(broken)} images cannot be decoded and are left out: {shown}{more}")
+    if summary["not_finite"]:
+        half = " in float16, which ends at 65504 (--dtype float32 reaches further)"
+        console.warn(
+            f"{summary['not_finite']} of {sum(summary['rows'].values())} features are not finite"
+            f"{half if request.dtype == 'float16' else ''}: nothing can be told from them; a network that has diverged "
+            "gives such, an earlier checkpoint may not"
+        )
     if request.as_json:
         console.json_line(summary)
         return

@@ -1,5 +1,6 @@
 """From a trained network to a table of accuracies, kept in the run's folder and its MLflow entry."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ssl_ray import __version__
@@ -15,12 +16,20 @@ from ssl_ray.console import Cell, Console
 from ssl_ray.data.source import Dataset, open_dataset
 from ssl_ray.errors import UserError, nearest
 from ssl_ray.evaluation.scores import Result
-from ssl_ray.tracking import TrackingTarget, default_tags, make_tracker, open_run, tracking_settings
+from ssl_ray.tracking import (
+    Tracker,
+    TrackingTarget,
+    default_tags,
+    open_run,
+    tracking_settings,
+    why_not,
+)
 from ssl_ray.trained.case import Case, Choices, Means, described
 from ssl_ray.trained.protocols import DEFAULT, PROBES, PROTOCOLS
 from ssl_ray.trained.subject import Subject, load_subject
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
+from ssl_ray.training.places import exists, is_own, lasting, recorded, require
 from ssl_ray.training.pretrain import no_credentials
 from ssl_ray.training.tracked import tracking_of
 
@@ -65,6 +74,7 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
     data, dataset = dataset_of(subject, request.data, request.columns, request.holdout)
     _require_labels(data, dataset)
     assert dataset.val is not None
+    place = remember(subject, data, dataset)
     size = request.size or subject.image_size
     width = subject.feature_width(size)
     console.print(f"{subject.source}: {width} features at {size} x {size} px")
@@ -73,9 +83,17 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
     results: list[Result] = []
     prefix, identity = _prefix(subject, data, dataset), uuid.uuid4().hex
     with (
-        _tracked(request, subject, data, size) as (tracker, run_id),
+        _tracked(request, subject, place, size) as tracker,
         Case(
-            subject, dataset, size, request.means, request.choices, console, data, request.storage, run_id
+            subject,
+            dataset,
+            size,
+            request.means,
+            request.choices,
+            console,
+            place,
+            request.storage,
+            tracker.target.run_id,
         ) as case,
     ):
 
@@ -83,7 +101,7 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
             return {
                 "id": identity,
                 **described(subject),
-                "data": data,
+                "data": place,
                 "image_size": size,
                 "features": width,
                 "train": {"images": dataset.train.info.num_samples, "digest": dataset.train.info.digest},
@@ -94,7 +112,7 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
                 "metrics": {k: v for result in results for k, v in result.metrics(prefix).items()},
                 "broken": case.broken,
                 "cached": case.cached,
-                "mlflow_run_id": run_id,
+                "mlflow_run_id": tracker.target.run_id,
                 "ssl_ray": __version__,
                 "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "seconds": round(time.monotonic() - started, 1),
@@ -110,14 +128,14 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
             # After each: what fails or is killed later takes nothing from those before it.
             kept = _keep(request, subject, summary())
             console.detail(f"{name}: {time.monotonic() - before:.1f} s")
-    done = summary() | {"evaluations": kept}
-    _say(request, console, done, results)
+    done = summary() | {"evaluations": kept, "undelivered": tracker.undelivered}
+    _say(request, console, done, results, tracker.target)
     return done
 
 
 def _prefix(subject: Subject, data: str, dataset: Dataset) -> str:
     """Of metrics: `eval/`, and the data's name where a run is judged on other data than its own."""
-    if subject.folder is None or subject.folder.record().get("data") == data:
+    if subject.folder is None or is_own(subject.folder.record(), data, dataset):
         return "eval/"
     return f"eval/{re.sub(r'[^A-Za-z0-9_.-]', '-', dataset.train.info.name)}/"
 
@@ -132,14 +150,41 @@ def dataset_of(
             f"data: {subject.name} is no run that says what it was trained on; give --data "
             "(fashion, digits, torchvision:NAME, a folder, Parquet, s3://...)"
         )
-    own = data is None or data == record.get("data")
-    given = {name: column for name, column in columns.items() if column is not None}
-    columns = (record.get("columns", {}) if own else {}) | given
-    if holdout is None:
-        holdout = record.get("holdout", 0.1) if own else 0.1
-    uri: str = record["data"] if data is None else data
+    given, its_own = (
+        {name: column for name, column in some.items() if column is not None}
+        for some in (columns, record.get("columns", {}))
+    )
+    theirs: dict[str, Any] = {"holdout": record.get("holdout", 0.1), **its_own, **given}
+    usual: dict[str, Any] = {"holdout": 0.1, **given}
+    if holdout is not None:
+        theirs["holdout"] = usual["holdout"] = holdout
+    uri = recorded(record) if data is None else data
     no_credentials("data", uri)
-    return uri, open_dataset(uri, holdout=holdout, **columns)
+    if data is None:
+        require(
+            subject.name,
+            uri,
+            None,
+            f"ssl-ray evaluate {subject.folder.name if subject.folder else subject.name}",
+        )
+    if data is None or ("data" in record and lasting(uri) == recorded(record)):
+        return uri, open_dataset(uri, **theirs)
+    if "data" in record and theirs != usual:
+        # The run's own images at another place are read as it read them; their digest tells.
+        with contextlib.suppress(UserError):
+            dataset = open_dataset(uri, **theirs)
+            if dataset.train.info.digest == record["dataset_digest"]:
+                return uri, dataset
+    return uri, open_dataset(uri, **usual)
+
+
+def remember(subject: Subject, data: str, dataset: Dataset) -> str:
+    """Where the data set lies, from any folder. The run's record says it from now on, if what it said is gone."""
+    place = lasting(data)
+    record = subject.folder.record() if subject.folder else {}
+    if subject.folder is not None and is_own(record, data, dataset) and not exists(recorded(record)):
+        subject.folder.update(data=place)
+    return place
 
 
 def _require_labels(data: str, dataset: Dataset) -> None:
@@ -152,7 +197,7 @@ def _require_labels(data: str, dataset: Dataset) -> None:
 
 
 @contextmanager
-def _tracked(request: Request, subject: Subject, data: str, size: int) -> Iterator[tuple[Any, str]]:
+def _tracked(request: Request, subject: Subject, data: str, size: int) -> Iterator[Tracker]:
     """A tracker of the run's own MLflow entry, whose status stays as it is; without a run, of a new entry."""
     record = subject.folder.record() if subject.folder else {}
     if subject.folder is not None and "mlflow_run_id" in record:
@@ -160,17 +205,17 @@ def _tracked(request: Request, subject: Subject, data: str, size: int) -> Iterat
         # A folder of its own: the files of what could not be delivered may have one writer, and training may go on.
         own = os.path.join(settings.folder, "evaluations")
         target = TrackingTarget(settings.uri, record["mlflow_experiment_id"], record["mlflow_run_id"], own)
-        with make_tracker(target) as tracker:
-            yield tracker, target.run_id
+        with Tracker(target, again=f"by the next `ssl-ray evaluate` of {subject.name}") as tracker:
+            yield tracker
         return
     settings = tracking_settings(_folder(request, subject).uri)
     params = described(subject) | {"data": data, "image_size": size}
     name = f"evaluate-{subject.name}"
-    with (
-        open_run(settings, name=name, params=params, tags=default_tags()) as run,
-        make_tracker(run.target) as tracker,
-    ):
-        yield tracker, run.run_id
+    with open_run(settings, name=name, params=params, tags=default_tags()) as run:
+        # A folder of its own, again: the next evaluation is another run, which must not get what this one left.
+        target = replace(run.target, folder=os.path.join(settings.folder, run.run_id))
+        with Tracker(target, again=None) as tracker:
+            yield tracker
 
 
 def _folder(request: Request, subject: Subject) -> RunFolder:
@@ -185,7 +230,13 @@ def _keep(request: Request, subject: Subject, summary: dict[str, Any]) -> str:
     return _folder(request, subject).keep_evaluation(json.loads(json.dumps(summary)))
 
 
-def _say(request: Request, console: Console, summary: dict[str, Any], results: Sequence[Result]) -> None:
+def _say(
+    request: Request,
+    console: Console,
+    summary: dict[str, Any],
+    results: Sequence[Result],
+    target: TrackingTarget,
+) -> None:
     if request.as_json:
         console.json_line(summary)
         return
@@ -203,4 +254,10 @@ def _say(request: Request, console: Console, summary: dict[str, Any], results: S
         ["protocol", "setting", *(shown[name] for name in used)],
         [(r.protocol, r.setting, *(cell(r, name) for name in used)) for r in results],
     )
-    console.print(f"kept in {summary['evaluations']}, and in MLflow's run {summary['mlflow_run_id']}")
+    if not summary["undelivered"]:
+        console.print(f"kept in {summary['evaluations']}, and in MLflow's run {target.run_id}")
+        return
+    console.print(
+        f"kept in {summary['evaluations']}, and in {target.folder} for MLflow's run {target.run_id}"
+    )
+    console.warn(f"MLflow has not got these values: {why_not(target)}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import shlex
@@ -23,7 +24,8 @@ from ssl_ray.resolve import resolve
 from ssl_ray.trained.case import Case
 from ssl_ray.trained.finetune_recipe import finetune_recipe
 from ssl_ray.training.folder import RunFolder
-from ssl_ray.training.pretrain import Request, carry_out
+from ssl_ray.training.places import is_own
+from ssl_ray.training.pretrain import Request, alike, carry_out
 from ssl_ray.workers import Workers
 
 WEIGHTS = "backbone.safetensors"  # what a fine-tuning starts from, in its folder
@@ -97,7 +99,6 @@ def _finetuned(case: Case, backbone: TrainedBackbone, variant: Variant) -> Resul
         dataset,
         record,
         Request(
-            data=case.data,
             workers=Workers.exactly(case.means.actors) if case.means.actors else None,
             address=case.means.address,
             gpus_per_worker=case.means.gpus_per_actor,
@@ -113,6 +114,11 @@ def _finetuned(case: Case, backbone: TrainedBackbone, variant: Variant) -> Resul
             f"finetune: {summary['status']} at step {summary.get('steps', '?')}; the same command continues"
         )
     last = summary["evaluations"][-1]
+    if not math.isfinite(last[f"{METRIC}top1"]):
+        raise UserError(
+            f"finetune: run {folder.name} has diverged: {last['not_finite']:g} of {last['images']:g} answers are not "
+            "finite and have no accuracy; lower its lr (--set optimization.base_lr=...)"
+        )
     return Result(
         "finetune",
         str(variant),
@@ -136,8 +142,7 @@ def _folder(case: Case, variant: Variant, weights: str | None) -> RunFolder:
     parts = [subject.name.removesuffix("-random"), "finetune", variant.budget.slug]
     if variant.scratch:
         parts.append("scratch")
-    own = subject.folder is not None and subject.folder.record().get("data") == case.data
-    if not own:
+    if not is_own(subject.folder.record() if subject.folder else {}, case.data, case.dataset):
         parts.append(case.dataset.train.info.name)
     if case.choices.seed:
         parts.append(f"seed{case.choices.seed}")
@@ -176,14 +181,14 @@ def _begun(
     for what, same in (
         ("weights", record.get("weights") == weights),
         ("data", record.get("dataset_digest") == dataset.train.info.digest),
-        ("a recipe", folder.recipe() == recipe),
+        ("a recipe", alike(folder.recipe(), recipe)),
     ):
         if not same:
             raise UserError(
                 f"finetune: run {folder.name!r} in {folder.storage} began with {what} that is not this one's; move or "
                 "remove its folder to fine-tune anew"
             )
-    return record
+    return record | {"data": case.data}
 
 
 def _as_file(backbone: TrainedBackbone) -> bytes:

@@ -71,7 +71,13 @@ def linear(case: Case) -> list[Result]:
         case.console.detail(f"{name}: on held-out training images {_list(reached)}")
         setting = f"L-BFGS, C = {best:g}" if name == "lbfgs" else f"SGD as {name}, lr = {best:g}"
         details = {"chosen": best, "reached": {f"{value:g}": top1 for value, top1 in reached.items()}}
-        results.append(Result("linear", setting, name, judge(probe(val.features), val.labels), {}, details))
+        scores = probe(val.features)
+        if not scores.isfinite().all():
+            raise UserError(
+                f"linear: the classifier ({name}) has diverged at every learning rate, on features of up to "
+                f"{float(train.features.abs().max()):.2g}; use --probe lbfgs, which scales them"
+            )
+        results.append(Result("linear", setting, name, judge(scores, val.labels), {}, details))
     return results
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from ssl_ray.console import Cell, duration
+from ssl_ray.console import Cell, duration, percent
 from ssl_ray.errors import UserError, nearest
 from ssl_ray.tracking import PastRun
 
@@ -63,7 +63,7 @@ class Filter:
 
 
 def order(runs: Sequence[PastRun], key: str, descending: bool | None = None) -> list[PastRun]:
-    """The runs by `started`, `name`, `duration` or a metric, what lacks it at the end.
+    """The runs by `started`, `name`, `duration` or a metric; those without it, or without a finite one, at the end.
 
     descending: by default the newest, the longest and the better metric come first. Raises UserError for another key.
     """
@@ -77,21 +77,26 @@ def order(runs: Sequence[PastRun], key: str, descending: bool | None = None) -> 
     else:
         _known("--sort", key, {*fixed, *(m for r in runs for m in r.metrics)})
         value, down = lambda r: r.metrics.get(key), not lower_is_better(key)
-    having = [r for r in runs if (v := value(r)) is not None and v == v]
+    having = [r for r in runs if (v := value(r)) is not None and (isinstance(v, str) or math.isfinite(v))]
     kept = {id(r) for r in having}
     ranked = sorted(having, key=value, reverse=down if descending is None else descending)
     return ranked + [r for r in runs if id(r) not in kept]
 
 
 def best(runs: Sequence[PastRun], metric: str, lowest: bool | None = None) -> list[PastRun]:
-    """The runs that have the metric, by its last value, the best first.
+    """The runs whose last value of the metric is finite, by it, the best first.
 
     lowest: whether a small value is the good one, told from the metric's name by default. Raises UserError when no run
-    has such a metric.
+    has such a metric, or none a finite value of it.
     """
     _known("--metric", metric, {m for r in runs for m in r.metrics})
     down = not (lower_is_better(metric) if lowest is None else lowest)
-    having = [r for r in runs if not math.isnan(r.metrics.get(metric, math.nan))]
+    having = [r for r in runs if math.isfinite(r.metrics.get(metric, math.nan))]
+    if not having:
+        raise UserError(
+            f"--metric: {metric} is not finite in any run: they have diverged; `ssl-ray runs` lists them, another "
+            "--metric may tell more"
+        )
     return order(having, metric, descending=down)
 
 
@@ -143,7 +148,7 @@ def row(run: PastRun, depth: int = 0) -> tuple[Cell, ...]:
         run.algorithm or None,
         run.data or None,
         run.params.get("training.epochs"),
-        _shown(run.metrics.get(KNN), "{:.1f}", 100),
+        None if (top1 := run.metrics.get(KNN)) is None else percent(top1),
         _shown(run.metrics.get(LOSS), "{:.4g}"),
         _shown(run.metrics.get("perf/images_per_second"), "{:,.0f}"),
         None if run.seconds is None else duration(run.seconds),
@@ -217,8 +222,8 @@ def when(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
 
 
-def _shown(value: float | None, form: str, factor: float = 1) -> str | None:
-    return None if value is None else form.format(value * factor)
+def _shown(value: float | None, form: str) -> str | None:
+    return None if value is None else form.format(value)
 
 
 def _known(option: str, value: str, allowed: set[str]) -> None:

@@ -129,8 +129,17 @@ class RunFolder:
         )
 
     def recipe(self) -> Recipe:
-        """The resolved recipe of the run."""
-        return Recipe.from_json(self.read(RECIPE))
+        """The resolved recipe of the run. Raises UserError for one that cannot be made any more."""
+        try:
+            return Recipe.from_json(self.read(RECIPE))
+        except UserError as error:
+            gone = [path for path in self.record().get("python_path", []) if not os.path.isdir(path)]
+            if not gone:
+                raise
+            raise UserError(
+                f"{error}; the run's modules were in {gone[0]!r}, which is gone: if it moved, put PYTHONPATH=FOLDER "
+                "before the command"
+            ) from error
 
     def evaluations(self) -> list[dict[str, Any]]:
         """What was judged after training, oldest first; see `keep_evaluation`."""

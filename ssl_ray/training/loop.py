@@ -89,7 +89,7 @@ def train(job: Job) -> dict[str, Any]:
     assert optimization.lr is not None, "the driver resolves recipes"
 
     torch.manual_seed(training.seed)  # every rank starts from the same weights
-    algorithm: BaseModel = recipe.algorithm.build().to(device)
+    algorithm: BaseModel = (recipe.untrained if checkpoints_of(job) else recipe.algorithm).build().to(device)
     if training.channels_last:
         algorithm.to(memory_format=torch.channels_last)
     if training.sync_bn and world_size > 1:
@@ -250,16 +250,21 @@ def train(job: Job) -> dict[str, Any]:
     }
 
 
+def checkpoints_of(job: Job) -> list[ray.train.Checkpoint]:
+    """What the run can go on from, the newest last: its own checkpoints, else `init_from`, else nothing."""
+    reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+    if reported or job.init_from is None:
+        return [one.checkpoint for one in reported]
+    filesystem, path = open_uri(job.init_from)
+    return [ray.train.Checkpoint(path, filesystem)]
+
+
 def restore_newest(job: Job, algorithm: BaseModel, optimizer: torch.optim.Optimizer) -> tuple[int, Any]:
     """Restores the newest checkpoint that is whole. Returns (next step, evaluations so far), the same on all ranks.
 
     Of the run's own, else `init_from`; without any it is (0, []). Raises UserError where all are broken.
     """
-    reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
-    kept = [one.checkpoint for one in reported]
-    if not kept and job.init_from is not None:
-        filesystem, path = open_uri(job.init_from)
-        kept = [ray.train.Checkpoint(path, filesystem)]
+    kept = checkpoints_of(job)
     broken: list[str] = []
     step = 0
     evaluations: Any = []

@@ -23,12 +23,14 @@ T = TypeVar("T")
 _MAX_ROWS = 16
 
 
-def preflight(recipe: Recipe) -> None:
+def preflight(recipe: Recipe, *, from_checkpoint: bool = False) -> None:
     """Builds a resolved recipe's parts and takes one loss of blank images, in tensors without memory: a second or two.
 
     What fails so is tried again with real tensors, for a user's module may ask for their values. Pretrained weights are
-    read, and loaded into the backbone alone. Raises UserError naming the part of the recipe that does not work: a
-    worker would meet the same mistake only after Ray has started, and again at each restart.
+    read, and loaded into the backbone alone; from_checkpoint they are not, for it holds what has become of them.
+
+    Raises UserError naming the part of the recipe that does not work: a worker would meet the same mistake only after
+    Ray has started, and again at each restart.
     """
     pipeline: ViewPipeline = _judge("views", recipe.views.build)
     _judge("views", lambda: _views_of_blank(pipeline))
@@ -45,7 +47,7 @@ def preflight(recipe: Recipe) -> None:
         _take_loss(recipe, pipeline, algorithm)
         backbone = algorithm.backbone
     pretrained = recipe.algorithm.kwargs.get("pretrained")
-    if isinstance(pretrained, str):
+    if isinstance(pretrained, str) and not from_checkpoint:
         # Memory that nothing has written to yet costs nothing.
         _judge("algorithm.pretrained", lambda: load_backbone(backbone.to_empty(device="cpu"), pretrained))
 
@@ -57,10 +59,8 @@ def _views_of_blank(pipeline: ViewPipeline) -> None:
 
 
 def _build(recipe: Recipe) -> BaseModel:
-    spec, optimizer = recipe.algorithm, recipe.optimization.optimizer
-    if "pretrained" in spec.kwargs:
-        spec = spec.replace(pretrained=None)
-    algorithm: BaseModel = _judge("algorithm", spec.build)
+    optimizer = recipe.optimization.optimizer
+    algorithm: BaseModel = _judge("algorithm", recipe.untrained.build)
     _judge("optimization.optimizer", lambda: build_optimizer(optimizer, algorithm.param_groups(), lr=0.1))
     return algorithm
 

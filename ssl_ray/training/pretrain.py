@@ -6,28 +6,32 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssl_ray import __version__
-from ssl_ray.console import Console
+from ssl_ray.console import Console, percent
 from ssl_ray.data.source import Dataset, open_dataset
 from ssl_ray.errors import UserError
 from ssl_ray.experiments import Chosen, load_recipe
 from ssl_ray.recipe import Recipe, overrides, parse_settings
 from ssl_ray.resolve import resolve
+from ssl_ray.rules import located
 from ssl_ray.tracking import (
+    StoreGone,
     TrackingSettings,
     deliver,
     make_tracker,
     prepare,
     redact,
+    require,
     ui_command,
 )
 from ssl_ray.training import artifacts
 from ssl_ray.training.control import Control
 from ssl_ray.training.folder import RunFolder, new_name
 from ssl_ray.training.notices import Notices
+from ssl_ray.training.places import check_data, lasting, reopen
 from ssl_ray.training.preflight import preflight
 from ssl_ray.training.tracked import open_tracked, tag_alarms, target_of, tracking_of, unless_away
 from ssl_ray.workers import Workers
@@ -36,12 +40,18 @@ if TYPE_CHECKING:
     from ssl_ray.training.cluster import Resources
 
 
+DEFAULT_DATA = "fashion"
+
+
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for. Fields are the options of `ssl-ray pretrain`; a list of "path=value" in `settings`."""
+    """What the user asked for. Fields are the options of `ssl-ray pretrain`; a list of "path=value" in `settings`.
+
+    data: `fashion` unless given; with `resume` where the run's images are now, by default where they were.
+    """
 
     recipe: str | None = None
-    data: str = "fashion"
+    data: str | None = None
     workers: Workers | None = None
     settings: Sequence[str] = ()
     scale: str = "auto"
@@ -87,21 +97,23 @@ def carry_out(
 ) -> tuple[dict[str, Any], str]:
     """Trains a resolved recipe in its folder, from the last checkpoint if there is one; does nothing where it is done.
 
-    record: what the run's folder says of it, completed here. request: only its workers, cluster and `data` count.
+    record: what the run's folder says of it, completed here. request: only its workers and cluster count.
     started: when the command began. tags: further ones in MLflow. Returns the summary, and what opens MLflow's UI.
     Raises UserError.
     """
     workers = request.workers or Workers.parse(str(record.get("workers", 1)))
     sizes = workers.sizes(recipe)
     settings = tracking_of(folder, record)
-    if "summary" in record and recipe == folder.recipe():
-        return _nothing_to_do(console, settings, record)
+    if "summary" in record and alike(recipe, folder.recipe()):
+        return _nothing_to_do(console, settings, folder, record)
+    if settings.must_exist:
+        require(settings.uri)
     from ssl_ray.training import cluster, head, reach
     from ssl_ray.training.elastic import fit_group
 
     # One after the other, though each takes seconds: Ray's start writes environment variables, torch reads them, and
     # glibc before 2.41 crashes where two threads do so at once.
-    preflight(recipe)
+    preflight(recipe, from_checkpoint=folder.latest_checkpoint() is not None)
     cluster.connect(request.address, verbose=request.verbose, python_path=record["python_path"])
     try:
         resources = fit_group(sizes, request.cpus_per_worker, request.gpus_per_worker, console.print)
@@ -243,13 +255,27 @@ def _alternatives(sizes: Sequence[int]) -> str:
     return f"{', '.join(map(str, sizes[:-1]))} or {sizes[-1]}"
 
 
+def alike(one: Recipe, other: Recipe) -> bool:
+    """Whether the recipes are the same but for where the weights lie that they begin with."""
+    return replace(one, algorithm=one.untrained) == replace(other, algorithm=other.untrained)
+
+
 def _nothing_to_do(
-    console: Console, settings: TrackingSettings, record: dict[str, Any]
+    console: Console, settings: TrackingSettings, folder: RunFolder, record: dict[str, Any]
 ) -> tuple[dict[str, Any], str]:
     """A finished run is not run again; what MLflow has not got of it is delivered."""
-    summary: dict[str, Any] = record["summary"]
+    # Where it is now, which may be elsewhere than when it ended.
+    summary: dict[str, Any] = record["summary"] | {
+        "folder": folder.uri,
+        "checkpoint": folder.latest_checkpoint(),
+    }
     target = target_of(settings, record)
     console.print(f"{summary['run']} is finished: {summary['steps']} steps; nothing left to do")
+    try:
+        require(target.uri)
+    except StoreGone as gone:
+        console.warn(str(gone))
+        return summary, "its store is gone"
     if os.path.isdir(target.folder) and (count := deliver(target.folder, target)):
         console.print(f"MLflow got {count} records kept from before")
     return summary, ui_command(target)
@@ -257,20 +283,26 @@ def _nothing_to_do(
 
 def _fresh(request: Request, console: Console) -> tuple[RunFolder, Recipe, Dataset, dict[str, Any]]:
     dataset, loaded, python_path = open_request(request)
-    dataset.tell(console.print, console.warn, f"{loaded.recipe.name} ({loaded.origin}) on {request.data}")
-    resolved = resolve(overrides(loaded.recipe, parse_settings(request.settings)), dataset.train.info)
+    data = request.data or DEFAULT_DATA
+    dataset.tell(console.print, console.warn, f"{loaded.recipe.name} ({loaded.origin}) on {data}")
+    resolved = resolve(
+        overrides(loaded.recipe, parse_settings(request.settings)),
+        dataset.train.info,
+        held_out=dataset.val is not None,
+    )
     recipe = resolved.recipe
     name = request.name or new_name(recipe.name, dataset.train.info.name)
     folder = RunFolder.at(request.storage, name)
     record = new_record(request, name, dataset, python_path)
     if folder.exists():
-        if folder.recipe() != recipe:
+        if located(folder.recipe()) != recipe:
             raise UserError(
                 f"name: run {name!r} exists in {folder.storage} with another recipe; choose another --name, or "
                 f"continue that one with --resume {name}"
             )
-        record = folder.record()
-        check_data(folder, record, dataset)
+        place, record = record["data"], folder.record()
+        check_data(name, record, dataset, place)
+        record["data"] = place
     for path, origin in resolved.origins.items():
         console.detail(f"{path}: {origin}")
     return folder, recipe, dataset, record
@@ -279,11 +311,12 @@ def _fresh(request: Request, console: Console) -> tuple[RunFolder, Recipe, Datas
 def open_request(request: Request) -> tuple[Dataset, Chosen, list[str]]:
     """The data set and the recipe that a request names, and the folders of the user's own modules. Raises UserError."""
     assert request.recipe is not None
-    no_credentials("data", request.data)
+    data = request.data or DEFAULT_DATA
+    no_credentials("data", data)
     no_credentials("storage", request.storage)
     python_path = _python_path(request)
     sys.path += [path for path in python_path if path not in sys.path]
-    dataset = open_dataset(request.data, holdout=request.holdout, **request.columns)
+    dataset = open_dataset(data, holdout=request.holdout, **request.columns)
     return dataset, load_recipe(request.recipe, scale=request.scale, info=dataset.train.info), python_path
 
 
@@ -291,7 +324,7 @@ def new_record(request: Request, name: str, dataset: Dataset, python_path: list[
     """What a run's folder says of it from the start."""
     return {
         "name": name,
-        "data": request.data,
+        "data": lasting(request.data or DEFAULT_DATA),
         "columns": request.columns,
         "holdout": request.holdout,
         "dataset_digest": dataset.train.info.digest,
@@ -317,10 +350,15 @@ def _continued(request: Request) -> tuple[RunFolder, Recipe, Dataset, dict[str, 
         raise UserError(
             f"resume: run {folder.name!r} trains {recipe.name}, not {request.recipe}; leave the name out"
         )
-    dataset = open_dataset(record["data"], holdout=record["holdout"], **record["columns"])
-    check_data(folder, record, dataset)
-    # Of the settings only --steps comes with --resume: how far to go now.
-    return folder, overrides(recipe, parse_settings(request.settings)), dataset, record
+    if request.data is not None:
+        no_credentials("data", request.data)
+    again = f"ssl-ray pretrain --resume {shlex.quote(request.resume)}"
+    place, dataset = reopen(folder.name, record, request.data, again)
+    if place != record["data"]:
+        record["data"] = place
+        folder.update(data=place)
+    # Of the settings only --steps comes with --resume, how far to go now, and where files are.
+    return folder, located(overrides(recipe, parse_settings(request.settings))), dataset, record
 
 
 def _python_path(request: Request) -> list[str]:
@@ -338,15 +376,6 @@ def no_credentials(option: str, uri: str) -> None:
         )
 
 
-def check_data(folder: RunFolder, record: dict[str, Any], dataset: Dataset) -> None:
-    """Raises UserError unless the run began with this data."""
-    if dataset.train.info.digest != record["dataset_digest"]:
-        raise UserError(
-            f"data: {record['data']} is not what it was when run {folder.name!r} began (digest "
-            f"{dataset.train.info.digest}, was {record['dataset_digest']}); put the data back, or start a new run"
-        )
-
-
 def _say(request: Request, console: Console, summary: dict[str, Any], mlflow_ui: str) -> None:
     """The end of a run: a line of JSON, or for people a table and where everything is."""
     if request.as_json:
@@ -361,7 +390,7 @@ def _say(request: Request, console: Console, summary: dict[str, Any], mlflow_ui:
         rows.append(("untrained network", judged[0]["val/knn_top1"]))
         rows.append((f"after epoch {judged[-1]['epoch']}", judged[-1]["val/knn_top1"]))
         console.table(
-            "kNN top-1 on held-out images", ["features", "top-1 %"], [(n, f"{100 * v:.1f}") for n, v in rows]
+            "kNN top-1 on held-out images", ["features", "top-1 %"], [(n, percent(v)) for n, v in rows]
         )
     if summary["status"] == "collapsed":
         console.print(f"collapsed, stopped at step {summary['steps']} (evaluation.on_collapse=stop):")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssl_ray import distributed
 from ssl_ray.console import TrainStatus
-from ssl_ray.evaluation.alarm import Collapse
+from ssl_ray.evaluation.alarm import NOT_FINITE, Collapse
 from ssl_ray.models.base import Progress
 from ssl_ray.tracking import TrackingTarget, make_tracker
 from ssl_ray.training.events import LeftOut
@@ -100,7 +100,8 @@ class Reporter:
         if self.rank != 0:
             return
         metrics = {name: value for name, value in result.items() if "/" in name}
-        metrics |= {"collapse/alarms": len(alarms), "perf/evaluation_time": seconds}
+        metrics |= {"collapse/alarms": len(alarms), "collapse/not_finite": result.get(NOT_FINITE, 0)}
+        metrics["perf/evaluation_time"] = seconds
         self.tracker.log(metrics, step=int(result["step"]))
         self.send(result)
         for alarm in alarms:

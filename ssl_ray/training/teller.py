@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ssl_ray.console import Console, TrainProgress, TrainStatus
+from ssl_ray.console import Console, TrainProgress, TrainStatus, percent
 from ssl_ray.data.blocks import Broken
+from ssl_ray.evaluation.alarm import IMAGES, NOT_FINITE
 from ssl_ray.training.control import Control
 from ssl_ray.training.events import Begun, Failed, Hung, LeftOut
 from ssl_ray.training.folder import RunFolder
@@ -87,12 +88,16 @@ class Teller:
 def describe_evaluation(result: dict[str, float]) -> str:
     """One line for an online evaluation."""
     parts = [f"epoch {result['epoch']:g}"]
+    if result.get(NOT_FINITE):
+        return (
+            f"{parts[0]}: no accuracy, {result[NOT_FINITE]:g} of {result[IMAGES]:g} features are not finite"
+        )
     if "val/knn_top1" in result:
-        parts.append(f"kNN top-1 {100 * result['val/knn_top1']:.1f} %")
+        parts.append(f"kNN top-1 {percent(result['val/knn_top1'])} %")
     if "val/linear_top1" in result:
-        parts.append(f"linear {100 * result['val/linear_top1']:.1f} %")
+        parts.append(f"linear {percent(result['val/linear_top1'])} %")
     if "val/finetune_top1" in result:
-        parts.append(f"top-1 {100 * result['val/finetune_top1']:.1f} %")
+        parts.append(f"top-1 {percent(result['val/finetune_top1'])} %")
     if "embedding/std" in result:
         parts.append(f"embedding std {result['embedding/std']:.4f}")
     if "embedding/rankme" in result:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ssl_ray.console import Console
+from ssl_ray.errors import UserError
 from ssl_ray.job import submission_id
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import (
@@ -24,11 +25,20 @@ ANSWER_S = 10.0
 
 
 def tracking_of(folder: RunFolder, record: dict[str, Any]) -> TrackingSettings:
-    """Where MLflow is: the environment says, else where the run was tracked before, else the default."""
+    """Where MLflow is: the environment says, else where the run was tracked before, else the default.
+
+    What was tracked before has a store already, wherever that is now. Raises UserError where that is not known.
+    """
     before = record.get("mlflow", {})
-    known = not os.environ.get("MLFLOW_TRACKING_URI") and "***" not in before.get("uri", "***")
+    known = not os.environ.get("MLFLOW_TRACKING_URI") and "uri" in before
+    if known and "***" in before["uri"]:
+        raise UserError(
+            f"MLFLOW_TRACKING_URI: run {folder.name!r} is tracked at {before['uri']}, of which the password is not "
+            "kept; set the variable to the whole address"
+        )
     local = folder.local or os.path.join("runs", folder.name)
-    return tracking_settings(local, **before) if known else tracking_settings(local)
+    must_exist = known or "mlflow_run_id" in record
+    return tracking_settings(local, **(before if known else {}), must_exist=must_exist)
 
 
 def target_of(settings: TrackingSettings, record: dict[str, Any]) -> TrackingTarget:
@@ -63,7 +73,7 @@ def open_tracked(
     except StoreAway as error:
         if "mlflow_run_id" not in record:
             raise
-        console.warn(f"{error}; until then what the run logs is kept in its folder")
+        console.warn(f"{error}; until then what the run logs is kept in {settings.folder}")
         return TrackedRun(target_of(settings, record))
 
 

@@ -45,7 +45,7 @@ def load_trained(source: str, storage: str) -> TrainedBackbone:
 
 def load_algorithm(recipe: Recipe, checkpoint_uri: str) -> tuple[BaseModel, int]:
     """A run's algorithm, heads and memories with it, as the checkpoint has it; and how many steps it was trained."""
-    algorithm: BaseModel = recipe.algorithm.build()
+    algorithm: BaseModel = recipe.untrained.build()
     with tempfile.TemporaryDirectory() as directory:
         state = checkpoint.load(local_copy(checkpoint_uri, directory))
     algorithm.load_state_dict(state["algorithm"])

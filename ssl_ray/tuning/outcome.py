@@ -12,8 +12,8 @@ Status = Literal["waiting", "running", "finished", "stopped", "interrupted", "fa
 @dataclass(frozen=True)
 class Outcome:
     """name: the trial's. run: its folder's. values: path -> value. status: waiting to begin or to go on, stopped by the
-    scheduler, interrupted by Ctrl-C or the time budget. score: of the last evaluation, None before the first. epoch: of
-    that evaluation. curve: (epoch, score) of all. cause: why it failed.
+    scheduler, interrupted by Ctrl-C or the time budget. score: of the last evaluation, None before the first and where
+    it is not finite. epoch: of that evaluation. curve: (epoch, score) of all that are finite. cause: why it failed.
     """
 
     name: str

@@ -1,5 +1,6 @@
 """Ray Tune's callback in the driver: the console, and the search's own MLflow run, while trials train."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,13 +150,14 @@ def outcome_of(trial: Any, latest: dict[str, Any] | None = None, ended: bool = F
     elif trial.status == "RUNNING":
         status = "running"
     name = trial_name(trial.trial_id)
-    curve = [(epoch, score) for epoch, score in last.get("curve", [])]
+    judged = last.get("curve", [])
+    curve = [(epoch, score) for epoch, score in judged if math.isfinite(score)]
     return Outcome(
         name=name,
         run=last.get("run", name),
         values=dict(trial.config),
         status=status,
-        score=curve[-1][1] if curve else None,
+        score=curve[-1][1] if curve and curve[-1][0] == judged[-1][0] else None,
         epoch=float(last.get(TIME, 0.0)),
         curve=curve,
         cause=cause_of(trial, last) if status == "failed" else None,

@@ -35,6 +35,8 @@ class Asha(tune.schedulers.ASHAScheduler):  # type: ignore[misc]
         """Called by Tune for each trial, new or restored."""
         super().on_trial_add(tune_controller, trial)
         for epoch, score in (trial.last_result or {}).get("curve", []):
+            if not math.isfinite(score):
+                continue
             self.on_trial_result(tune_controller, trial, {TIME: epoch, METRIC: score})
 
 

@@ -4,6 +4,7 @@ for each trial.
 
 import json
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -13,13 +14,15 @@ from typing import Any, Literal
 
 from ssl_ray import experiments
 from ssl_ray.console import Console
-from ssl_ray.data.source import Dataset, open_dataset
+from ssl_ray.data.source import Dataset
 from ssl_ray.errors import UserError
 from ssl_ray.recipe import Recipe, overrides, parse_settings
-from ssl_ray.tracking import FOLDER, default_tags, make_tracker, open_run, redact, ui_command
+from ssl_ray.rules import located
+from ssl_ray.tracking import FOLDER, default_tags, make_tracker, open_run, redact, require, ui_command
 from ssl_ray.training import pretrain
 from ssl_ray.training.folder import RunFolder, new_name
 from ssl_ray.training.notices import Notices
+from ssl_ray.training.places import reopen
 from ssl_ray.training.tracked import target_of, tracking_of
 from ssl_ray.tuning import plots
 from ssl_ray.tuning.capacity import Fit, Wanted, fit_growing, fit_trials, parse_cluster
@@ -90,7 +93,11 @@ def tune(request: Request, console: Console) -> dict[str, Any]:
         if request.dry_run:
             return _dry_run(request, search, console)
         if search.resumed and "summary" in search.record:
-            return _say(request, search, search.record["summary"], console)
+            # Where it is now, which may be elsewhere than when it ended.
+            here = {"folder": search.folder.uri}
+            if search.record["summary"]["best_recipe"] is not None:
+                here["best_recipe"] = f"{search.folder.uri}/{BEST_FILE}"
+            return _say(request, search, search.record["summary"] | here, console)
         return _run(request, search, seconds, console)
 
 
@@ -112,7 +119,7 @@ def _fresh(request: Request) -> _Search:
     base = request.base
     dataset, chosen, python_path = pretrain.open_request(base)
     settings = parse_settings(base.settings)
-    recipe = overrides(chosen.recipe, settings)
+    recipe = located(overrides(chosen.recipe, settings))
     given = parse_searches(request.searches)
     # What the user set stays as it is, unless searched by name.
     space = {p: s for p, s in _own_space(str(base.recipe), recipe).items() if p not in settings} | given
@@ -130,7 +137,7 @@ def _fresh(request: Request) -> _Search:
     from ssl_ray.resolve import resolve
 
     Workers.exactly(workers).sizes(recipe)
-    resolve(recipe, dataset.train.info)
+    resolve(recipe, dataset.train.info, held_out=dataset.val is not None)
     name = base.name or new_name("tune", recipe.name, dataset.train.info.name)
     folder = RunFolder.at(base.storage, name)
     if not request.dry_run and folder.holds(SEARCH_FILE):
@@ -159,8 +166,14 @@ def _continued(request: Request) -> _Search:
     folder = RunFolder.find(str(base.resume), base.storage, holds=SEARCH_FILE)
     record = folder.read(SEARCH_FILE)
     sys.path += [path for path in record["python_path"] if path not in sys.path]
-    dataset = open_dataset(record["data"], holdout=record["holdout"], **record["columns"])
-    pretrain.check_data(folder, record, dataset)
+    if base.data is not None:
+        pretrain.no_credentials("data", base.data)
+    place, dataset = reopen(
+        folder.name, record, base.data, f"ssl-ray tune --resume {shlex.quote(str(base.resume))}"
+    )
+    if place != record["data"]:
+        record["data"] = place
+        folder.write(SEARCH_FILE, record)
     plan, recipe = make_plan(
         Recipe.from_json(record["recipe"]), from_json(record["search"]), max_epochs=None, **record["plan"]
     )
@@ -218,6 +231,9 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
         os.environ.setdefault(name, value)
     from ssl_ray.training import cluster, head, reach
 
+    settings = tracking_of(folder, record)
+    if settings.must_exist:
+        require(settings.uri)
     cluster.connect(base.address, verbose=base.verbose, python_path=record["python_path"])
     try:
         fit = fit_growing(console.print, **_wanted(request, search))
@@ -226,7 +242,6 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
                 f"concurrent: {fit.concurrent} trials share {fit.data_cpus:g} CPUs for their data and wait for each "
                 "other; fewer --concurrent may be faster"
             )
-        settings = tracking_of(folder, record)
         images = (search.dataset.train, search.dataset.val)
         reach.require(console.warn, images=images, storage=folder.storage, tracking=settings.uri)
         console.print(

@@ -8,9 +8,10 @@ trainable Tune kills the process; the workers' placement group is then left to a
 import contextlib
 import io
 import json
+import math
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from ray import tune
 from ssl_ray.console import Console
 from ssl_ray.data.source import Dataset
 from ssl_ray.errors import UserError
+from ssl_ray.evaluation.alarm import collapses
 from ssl_ray.recipe import Recipe, overrides
 from ssl_ray.resolve import resolve
 from ssl_ray.tracking import TrackedRun, TrackingSettings, TrackingTarget
@@ -66,9 +68,17 @@ def trial_name(trial_id: str) -> str:
     return f"trial-{trial_id.split('_')[-1]}"
 
 
+def refuse_not_finite(evaluations: Sequence[Mapping[str, float]], objective: Objective) -> None:
+    """Raises UserError if the last of a trial's evaluations has no score: no scheduler can place such a trial."""
+    if evaluations and not math.isfinite(evaluations[-1][objective.key]):
+        said = "; ".join(str(alarm) for alarm in collapses(evaluations) if alarm.kind == "not finite")
+        raise UserError(said or f"{objective.name} is not finite at step {evaluations[-1]['step']:g}")
+
+
 def trial_recipe(recipe: Recipe, values: Mapping[str, Any], dataset: Dataset, workers: int) -> Recipe:
     """The resolved recipe of a trial, as `--set` would make it. Raises UserError."""
-    recipe = resolve(overrides(recipe, values), dataset.train.info).recipe
+    held_out = dataset.val is not None
+    recipe = resolve(overrides(recipe, values), dataset.train.info, held_out=held_out).recipe
     Workers.exactly(workers).sizes(recipe)
     return recipe
 
@@ -94,8 +104,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """Waits for an evaluation, the end, or a heartbeat.
 
-        A mistake in the recipe and a run that diverges are an end like another, with a cause: starting again would meet
-        the same. Whatever else goes wrong is raised, for `--resume` to try again.
+        A mistake in the recipe and a run that diverges, its gradient or its features no longer finite, are an end like
+        another, with a cause: starting again would meet the same. Whatever else goes wrong is raised, for `--resume` to
+        try again.
         """
         try:
             if self.thread is None:
@@ -103,6 +114,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             news = self.news.get(timeout=HEARTBEAT_S)
             if isinstance(news, BaseException):
                 raise news
+            refuse_not_finite(self.evaluations, self.job.objective)
         except queue.Empty:
             return self._result(heartbeat=True)
         except UserError as error:
@@ -150,11 +162,12 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             )
             record |= ids | {"init_from": self.take_over["checkpoint"]}
             self.evaluations = self.take_over["evaluations"]
-        record |= before
+        record |= before | {"data": record["data"]}
         if "summary" in record:  # it had ended, and Tune had not heard of it
             self.news.put(record["summary"])
         recipe = self._recipe()
-        preflight(recipe)
+        begun = self.folder.exists() and self.folder.latest_checkpoint() is not None
+        preflight(recipe, from_checkpoint=begun or record.get("init_from") is not None)
         self.thread = threading.Thread(target=self._train, args=(recipe, record), daemon=True)
         self.thread.start()
 
@@ -191,6 +204,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
                     control=self.control,
                     init_from=record.get("init_from"),
                 )
+                refuse_not_finite(self.evaluations, job.objective)
                 if self.summary["status"] == "collapsed":  # evaluation.on_collapse=stop
                     raise UserError("; ".join(self.summary["alarms"]))
             except UserError as error:
@@ -220,7 +234,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         said = []
         while not self.said.empty():
             said.append(self.said.get())
-        result = {
+        result: dict[str, Any] = {
             TIME: 0.0,
             "done": done,
             "heartbeat": heartbeat,
@@ -233,6 +247,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         if self.evaluations:
             last = self.evaluations[-1]
             result |= {TIME: last["epoch"], METRIC: last[self.job.objective.key]}
+            if not math.isfinite(result[METRIC]):
+                del result[METRIC]
         return result
 
     def _generation(self, number: int) -> RunFolder:

@@ -272,7 +272,8 @@ def test_a_run_belongs_to_its_data(moco: Ran) -> None:
     finally:
         extra.unlink()
     assert done.returncode == 2
-    assert done.stderr.startswith("ssl-ray: data: images is not what it was when run 'moco' began")
+    place = moco.folder / "images"
+    assert done.stderr.startswith(f"ssl-ray: data: {place} is not what it was when run 'moco' began")
     assert done.stderr.count("\n") == 1
 
 

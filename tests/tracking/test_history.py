@@ -7,6 +7,7 @@ import pytest
 from ssl_ray.errors import UserError
 from ssl_ray.tracking import FOLDER, Tracker, find_run, open_history, open_run, tracking_settings
 from ssl_ray.tracking.client import connect, import_mlflow
+from ssl_ray.trained.runs import best
 from tests.trained.past import past
 
 
@@ -53,6 +54,16 @@ def test_of_a_step_that_was_logged_twice_the_later_value_counts(settings) -> Non
     run.finish()
     points = open_history(settings).metric(run.run_id, "train/loss")
     assert [(p.step, p.value, p.time) for p in points] == [(1, 9.0, 1.0), (2, 7.0, 5.0), (3, 6.0, 6.0)]
+
+
+def test_an_accuracy_that_became_nan_is_no_longer_what_it_was(settings) -> None:
+    for name, values in (("healthy", (0.5, 0.6)), ("diverged", (0.9, math.nan))):
+        with open_run(settings, name=name) as run, Tracker(run.target, interval=0.01) as tracker:
+            for step, value in enumerate(values, start=1):
+                tracker.log({"val/knn_top1": value}, step)
+    runs = open_history(settings).runs()
+    assert [math.isnan(run.metrics["val/knn_top1"]) for run in runs] == [True, False]
+    assert [run.name for run in best(runs, "val/knn_top1")] == ["healthy"]
 
 
 def test_deleted_runs_are_not_listed(settings) -> None:

@@ -4,12 +4,28 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from ssl_ray.errors import UserError
-from ssl_ray.tracking import default_tags, deliver, open_run, prepare, tracking_settings
+from ssl_ray.tracking import (
+    StoreGone,
+    TrackedRun,
+    Tracker,
+    TrackingTarget,
+    default_tags,
+    deliver,
+    open_history,
+    open_run,
+    prepare,
+    tracking_settings,
+    why_not,
+)
 from ssl_ray.tracking.client import connect
+from ssl_ray.tracking.records import ARTIFACTS_FILE, ENDING_FILE, METRICS_FILE
+from tests.tracking.conftest import history
 
 
 def stored(run):
@@ -71,11 +87,114 @@ def test_unknown_run_and_deleted_experiment(settings):
     run = open_run(settings, name="r")
     client = connect(settings.uri)
     client.delete_run(run.run_id)
-    with pytest.raises(UserError, match="has no run"):
+    with pytest.raises(UserError, match=f"is deleted; .*`.*mlflow runs restore --run-id {run.run_id}`"):
         open_run(settings, name="r", run_id=run.run_id)
     client.delete_experiment(run.target.experiment_id)
+    with pytest.raises(UserError, match=r"its experiment .* is deleted; .*mlflow experiments restore"):
+        open_run(settings, name="r", run_id=run.run_id)
+    with pytest.raises(UserError, match=r"is deleted in MLflow .*mlflow experiments restore"):
+        open_history(settings)
     with pytest.raises(UserError, match="was deleted"):
         open_run(settings, name="r")
+
+
+@pytest.mark.slow
+def test_what_is_said_of_a_deletion_undoes_it(settings, tmp_path):
+    run = open_run(settings, name="r")
+    client = connect(settings.uri)
+    for delete in (
+        lambda: client.delete_run(run.run_id),
+        lambda: client.delete_experiment(run.target.experiment_id),
+    ):
+        delete()
+        with pytest.raises(UserError) as error:
+            open_run(settings, name="r", run_id=run.run_id)
+        command = str(error.value).split("`")[1].replace(" mlflow ", f" {sys.executable} -m mlflow ")
+        subprocess.run(command, shell=True, cwd=tmp_path, check=True, capture_output=True)
+        assert open_run(settings, name="r", run_id=run.run_id).run_id == run.run_id
+
+
+def test_no_store_is_made_in_the_place_of_one_that_is_gone(settings, tmp_path, caplog):
+    gone = tmp_path / "old" / "mlflow.db"
+    away = replace(settings, uri=f"sqlite:///{gone}", must_exist=True)
+    target = TrackingTarget(away.uri, "1", "a" * 32, away.folder)
+    said = f"MLflow's store is gone: there is no file '{gone}'.*MLFLOW_TRACKING_URI=sqlite:////.*/mlflow.db"
+    for use in (
+        lambda: open_run(away, name="r", run_id=target.run_id),
+        lambda: open_run(away, name="r"),  # a new run in the place of others
+        lambda: open_history(away),
+        lambda: TrackedRun(target).set_tags({"a": "b"}),
+    ):
+        with pytest.raises(StoreGone, match=said):
+            use()
+    prepare(away).join(30)
+    with Tracker(target, interval=0.05) as tracker:
+        tracker.log({"x": 1.0}, 0)
+        tracker.log_text("kept", "a.txt")
+    TrackedRun(target).finish()
+    assert tracker.undelivered == 2
+    assert "kept in" in caplog.text
+    assert why_not(target).startswith("MLflow's store is gone")
+    with pytest.raises(UserError, match=r"does not take .* MLflow's store is gone"):
+        deliver(target.folder, target)
+    assert not gone.parent.exists()
+    assert "Traceback" not in caplog.text
+
+
+def test_the_file_is_taken_away_and_comes_back(settings, tmp_path):
+    own = replace(settings, uri=f"sqlite:///{tmp_path / 'mlflow.db'}", folder=str(tmp_path / "run"))
+    run = open_run(own, name="r")
+    with Tracker(run.target, interval=0.05) as tracker:
+        tracker.log({"x": 1.0}, 0)
+        assert tracker.flush(30)
+        (tmp_path / "mlflow.db").rename(tmp_path / "elsewhere.db")
+        tracker.log({"x": 2.0}, 1)
+        time.sleep(0.5)
+        assert not (tmp_path / "mlflow.db").exists()
+        (tmp_path / "elsewhere.db").rename(tmp_path / "mlflow.db")
+    assert tracker.undelivered == 0
+    assert history(run.target, "x") == [(0, 1.0), (1, 2.0)]
+
+
+def test_what_a_deleted_run_could_not_take_is_told(settings, caplog):
+    run = open_run(settings, name="r")
+    client = connect(settings.uri)
+    client.delete_run(run.run_id)
+    with Tracker(run.target, interval=0.05) as tracker:
+        tracker.log({"x": 1.0}, 0)
+    assert tracker.undelivered == 1
+    back = f"mlflow runs restore --run-id {run.run_id}"
+    assert back in why_not(run.target)
+    with pytest.raises(UserError, match=back):
+        deliver(run.target.folder, run.target)
+    client.restore_run(run.run_id)
+    assert deliver(run.target.folder, run.target) == 1
+    assert history(run.target, "x") == [(0, 1.0)]
+    run.finish()
+
+
+def test_nothing_is_said_to_be_kept_that_is_not(settings, caplog, closed_port):
+    folder = Path(settings.folder)
+    folder.mkdir()
+    for name in (METRICS_FILE, ARTIFACTS_FILE, ENDING_FILE):
+        (folder / name).mkdir()  # where a file should be
+    target = TrackingTarget(f"http://127.0.0.1:{closed_port}", "1", "a" * 32, settings.folder)
+    with pytest.raises(IsADirectoryError):
+        Tracker(target)
+    for name in (METRICS_FILE, ARTIFACTS_FILE):
+        (folder / name).rmdir()
+    tracker = Tracker(target, interval=0.05)
+    for name in (METRICS_FILE, ARTIFACTS_FILE):
+        (folder / name).mkdir()
+    tracker.log({"x": 1.0}, 0)
+    tracker.close(deadline=2)
+    TrackedRun(target).finish("FAILED", deadline=2)
+    assert tracker.undelivered == 1
+    assert "1 metrics and artifacts, nor could they be kept" in caplog.text
+    assert "was not told that the run FAILED" in caplog.text
+    assert "nor can that be kept" in caplog.text
+    assert "they are kept" not in caplog.text
+    assert f"keeps them in {folder}" not in caplog.text
 
 
 def test_store_that_refuses(tmp_path, closed_port):

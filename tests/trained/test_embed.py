@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,26 @@ def test_parts_hold_the_features(
     expected, index, _ = extraction.embed(0, 50, CPU, 1)
     np.testing.assert_allclose(found, expected.numpy(), rtol=tolerance, atol=tolerance)
     assert table["index"].to_pylist() == index.tolist()
+
+
+def test_what_is_not_finite_is_counted(extraction: Extraction, tmp_path: Path) -> None:
+    class Diverged(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            features = images.float().flatten(1)[:, :64] + 1e5  # more than float16 holds
+            features[0] = torch.nan  # the first of each batch of 8
+            return features
+
+    job = replace(extraction, encoder=Diverged())
+    healthy = write(extraction, Location.of(tmp_path / "healthy"))
+    assert [r["not_finite"] for r in healthy] == [0, 0, 0, 0]
+    out = Location.of(tmp_path / "diverged")
+    assert [r["not_finite"] for r in write(job, out)] == [2, 2, 2, 1]
+    # Known again without making them again.
+    said = io.StringIO()
+    kept = _finished(out, plan(16), {"weights": "w"}, Console("normal", said, said))
+    assert [kept[_name(row)]["not_finite"] for row in plan(16)] == [2, 2, 2, 1]
+    half = write(job, Location.of(tmp_path / "half"), "float16")
+    assert [r["not_finite"] for r in half] == [16, 16, 16, 2]
 
 
 def test_on_an_object_store(extraction: Extraction, s3: tuple[Any, str], tmp_path: Path) -> None:

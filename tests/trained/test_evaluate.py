@@ -16,6 +16,7 @@ from ssl_ray.data.source import open_dataset
 from ssl_ray.data.sources.base import Subset
 from ssl_ray.errors import UserError
 from ssl_ray.evaluation.features import Extraction, Features, read_cache, write_cache
+from ssl_ray.tracking.client import connect
 from ssl_ray.trained import case as case_module
 from ssl_ray.trained.case import Case, Choices, Means
 from ssl_ray.trained.evaluate import Request, _prefix, dataset_of, evaluate
@@ -194,3 +195,59 @@ def test_only_too_large_k_is_a_mistake(small: Case, here: list[str]) -> None:
     small.choices = Choices(ks=(400,))
     with pytest.raises(UserError, match="k: 400 neighbours of 300 images"):
         PROTOCOLS["knn"](small)
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear", "lowshot", "svm"])
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_features_that_are_not_finite_are_refused(
+    small: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, protocol: str
+) -> None:
+    def extract(extraction: Extraction, **_: Any) -> Features:
+        count = extraction.source.info.num_samples
+        found = torch.randn(count, 8, generator=torch.Generator().manual_seed(0))
+        if count == {"train": 300, "val": 100}[part]:
+            found[7:10, 3] = torch.nan
+        return Features(found, torch.arange(count))
+
+    monkeypatch.setattr(case_module, "extract", extract)
+    monkeypatch.setattr(Case, "connect", lambda self: None)
+    small.means = Means(cache=False)
+    with pytest.raises(UserError) as error:
+        PROTOCOLS[protocol](small)
+    assert f"those of 3 of {300 if part == 'train' else 100} {part} images" in str(error.value)
+    assert "not finite" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_values_that_mlflow_has_not_got_are_not_said_to_be_there(
+    tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder, _ = write_run(tmp_path)
+    run_id, uri = folder.record()["mlflow_run_id"], f"sqlite:///{tmp_path / 'mlflow.db'}"
+    connect(uri).delete_run(run_id)
+
+    def judged() -> tuple[dict[str, Any], str]:
+        said = io.StringIO()
+        console = Console("normal", said, said)
+        return evaluate(
+            Request("night", ["knn"], storage=str(tmp_path), choices=Choices(ks=(5,))), console
+        ), (said.getvalue())
+
+    done, said = judged()
+    assert done["undelivered"] == 6  # at two temperatures: top-1, top-5 and the mean over classes
+    assert f"and in MLflow's run {run_id}" not in said
+    assert f"and in {folder.uri}/evaluations for MLflow's run {run_id}" in said
+    assert (
+        f"MLflow has not got these values: it is deleted; bring it back with `MLFLOW_TRACKING_URI={uri}"
+        in said
+    )
+    assert f"mlflow runs restore --run-id {run_id}" in said
+    assert list((tmp_path / "night" / "evaluations").glob("metrics-undelivered.jsonl"))
+
+    connect(uri).restore_run(run_id)
+    done, said = judged()
+    assert done["undelivered"] == 0
+    assert f"kept in {folder.uri}/evaluations.json, and in MLflow's run {run_id}" in said
+    steps = connect(uri).get_metric_history(run_id, "eval/knn_top1_k5_T0.07")
+    assert len(steps) == 2, "what was kept before is there, too"

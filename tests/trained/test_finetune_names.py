@@ -7,6 +7,7 @@ import pytest
 
 from ssl_ray.console import Console
 from ssl_ray.data.labels import LabelBudget
+from ssl_ray.data.source import Dataset
 from ssl_ray.errors import UserError
 from ssl_ray.trained.case import Case, Choices, FineTuning, Means
 from ssl_ray.trained.evaluate import dataset_of
@@ -32,7 +33,10 @@ def test_the_name_says_what_is_not_as_usual(case: Case) -> None:
     assert _folder(case, replace(TEN, scratch=True), "w").name == "night-finetune-10pct-scratch"
     assert _folder(case, Variant(LabelBudget.parse("4-shot"), False), "w").name == "night-finetune-4-shot"
     assert _folder(replace(case, choices=Choices(seed=3)), TEN, "w").name == "night-finetune-10pct-seed3"
-    assert _folder(replace(case, data="elsewhere"), TEN, "w").name == "night-finetune-10pct-digits"
+    moved = replace(case, data="/elsewhere")
+    assert _folder(moved, TEN, "w").name == "night-finetune-10pct", "the run's own images, at another place"
+    others = replace(moved, dataset=Dataset(case.held_out, case.held_out))
+    assert _folder(others, TEN, "w").name == "night-finetune-10pct-digits"
     names = {
         _folder(replace(case, choices=Choices(finetuning=FineTuning(settings=s))), TEN, "w").name
         for s in ((), ("training.epochs=2",), ("training.epochs=3",))

@@ -3,7 +3,17 @@
 import pytest
 
 from ssl_ray.errors import UserError
-from ssl_ray.trained.runs import Filter, best, differing_params, facts, lower_is_better, nested, order, row
+from ssl_ray.trained.runs import (
+    COLUMNS,
+    Filter,
+    best,
+    differing_params,
+    facts,
+    lower_is_better,
+    nested,
+    order,
+    row,
+)
 from tests.trained.past import past
 
 KNN = "val/knn_top1"
@@ -95,6 +105,17 @@ def test_best() -> None:
     assert names(best(RUNS, "train/loss")) == "ca", "a small loss is the good one"
     with pytest.raises(UserError, match="no run has 'loss'; allowed: train/loss"):
         best(RUNS, "loss")
+
+
+def test_a_value_that_is_not_finite_never_wins() -> None:
+    infinite = past("i", metrics={KNN: float("inf"), "train/loss": float("-inf")})
+    assert names(best([infinite, *RUNS], KNN)) == "ba"
+    assert names(best([infinite, *RUNS], "train/loss")) == "ca"
+    assert names(order([infinite, *RUNS], KNN)) == "baic"
+    with pytest.raises(UserError, match=f"{KNN} is not finite in any run"):
+        best([C, infinite], KNN)
+    assert dict(zip(COLUMNS, row(C), strict=True))["kNN %"] == "none"
+    assert dict(zip(COLUMNS, row(A), strict=True))["kNN %"] == "70.0"
 
 
 def test_which_way_is_better() -> None:

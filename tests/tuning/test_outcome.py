@@ -3,7 +3,10 @@
 import math
 
 import cv2
+import pytest
 
+from ssl_ray.errors import UserError
+from ssl_ray.tuning.objective import OBJECTIVES
 from ssl_ray.tuning.outcome import Outcome, best_of, ranked, table
 from ssl_ray.tuning.plots import _place, learning_curves, parallel_coordinates
 from ssl_ray.tuning.space import Choice, LogUniform
@@ -60,6 +63,21 @@ def test_plots_show_every_scored_trial(tmp_path) -> None:
     assert learning_curves(TRIALS[5:], "x") is None
 
 
+def test_a_trial_without_finite_features_ends_with_the_reason() -> None:
+    from ssl_ray.tuning.trial import refuse_not_finite
+
+    knn, rankme = OBJECTIVES["knn_top1"], OBJECTIVES["rankme"]
+    healthy = {"step": 10, "epoch": 1.0, "val/knn_top1": 0.5, "embedding/rankme": 9.0}
+    refuse_not_finite([], knn)
+    refuse_not_finite([healthy], knn)
+    lost = {"step": 20, "epoch": 2.0, "val/knn_top1": math.nan, "not_finite": 12.0, "images": 24.0}
+    with pytest.raises(UserError, match=r"not finite since step 20 \(not yet at step 10\): 12 of 24 images"):
+        refuse_not_finite([healthy, lost], knn)
+    refuse_not_finite([healthy, lost, healthy | {"step": 30}], knn)
+    with pytest.raises(UserError, match="not finite since step 20: embedding/rankme cannot be computed"):
+        refuse_not_finite([healthy | {"step": 20, "embedding/rankme": math.inf}], rankme)
+
+
 class _Trial:
     """What we read of Ray Tune's trial."""
 
@@ -87,5 +105,10 @@ def test_how_a_trial_ended() -> None:
     assert outcome_of(said["stopped"]).score == 0.5
     diverged = outcome_of(_Trial("TERMINATED", done=True, ended="failed", cause="the gradient", **curve))
     assert (diverged.status, diverged.cause) == ("failed", "the gradient")
+    # NaN, from a search of an earlier version: it neither ranks nor hides behind the score before it.
+    lost = outcome_of(_Trial("TERMINATED", done=True, epoch=2.0, curve=[[0, 0.1], [1, 0.9], [2, math.nan]]))
+    assert (lost.score, lost.curve) == (None, [(0, 0.1), (1, 0.9)])
+    assert best_of([lost, TRIALS[0]]) is TRIALS[0]
+    assert ranked([lost, TRIALS[0], TRIALS[3]])[-1] is lost
     crashed = outcome_of(_Trial("ERROR", "Traceback\n  File x\nOSError: disk full\n"))
     assert (crashed.name, crashed.status, crashed.cause) == ("trial-00003", "failed", "OSError: disk full")

@@ -1,6 +1,7 @@
 """What a report is about: a run in MLflow, its folder and recipe as far as they are still there, and its curves."""
 
 import json
+import shlex
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from ssl_ray.paths import format_value, walk
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import FOLDER, History, PastRun, Point, open_history, redact, tracking_settings
 from ssl_ray.training.folder import RunFolder
+from ssl_ray.training.places import recorded, require
 from ssl_ray.training.tracked import tracking_of
 
 PREVIEW = "preview.png"
@@ -45,8 +47,10 @@ class Subject:
         if not self.record:
             self.notes.append("Without its folder it is not known which images the run was trained on.")
             return None
-        data = str(self.record["data"])
+        data = recorded(self.record)
+        again = f"ssl-ray pretrain --resume {shlex.quote(self.folder.uri if self.folder else self.run.name)}"
         try:
+            require(self.run.name, data, None, again)
             found = open_dataset(data, holdout=self.record["holdout"], **self.record["columns"])
         except (UserError, OSError) as error:
             self.notes.append(f"The data is gone: {redact(str(error))}")

@@ -1,5 +1,6 @@
 """The page: numbers and tables from what was gathered, and the template that puts all into one file of HTML."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -154,8 +155,9 @@ def _numbers(reports: Sequence[Reported]) -> list[Number]:
     rows = []
     if any(v is not None for v in after):
         gained = [
-            f"{100 * (a - b):+.1f} points in training" if a is not None and b is not None else ""
+            f"{gain:+.1f} points in training" if math.isfinite(gain) else ""
             for a, b in zip(after, before, strict=True)
+            for gain in [math.nan if a is None or b is None else 100 * (a - b)]
         ]
         top = row("kNN top-1", after, share=True, lower=False)
         rows.append(Number(top.name, top.values, top.best, gained))
@@ -208,7 +210,7 @@ def _evaluations(reports: Sequence[Reported]) -> list[Number]:
 
 def _best(values: Sequence[float | None], lower: bool | None) -> int | None:
     """The one run whose value is the best; None where several share it, or no value is better than another."""
-    known = [v for v in values if v is not None and v == v]
+    known = [v for v in values if v is not None and math.isfinite(v)]
     if lower is None or len(known) < 2:
         return None
     top = min(known) if lower else max(known)
