@@ -50,7 +50,7 @@ class RandomCellMask:
     @property
     def num_masked(self) -> int:
         """Cells hidden in every sample."""
-        return math.ceil(self.cells**2 * self.mask_ratio - 1e-9)  # 100 x 0.55 is 55.00000000000001
+        return max(1, math.ceil(self.cells**2 * self.mask_ratio - 1e-9))  # 100 x 0.55 is 55.00000000000001
 
     @property
     def column(self) -> Column:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ssl_ray.models.base import BaseModel, Output, Progress, Samples, Views
 from ssl_ray.models.heads.latent_predict_head import LatentPredictHead
 from ssl_ray.models.teacher import Teacher, cosine_momentum
+from ssl_ray.ranges import Fraction
 
 
 class BYOL(BaseModel):
@@ -29,7 +30,7 @@ class BYOL(BaseModel):
         backbone: nn.Module,
         neck: nn.Module,
         head: LatentPredictHead,
-        momentum: float = 0.996,
+        momentum: Fraction = 0.996,
         pretrained: str | None = None,
         data_preprocessor: nn.Module | None = None,
     ) -> None:
