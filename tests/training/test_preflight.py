@@ -73,6 +73,12 @@ def test_every_recipe_can_be_built_and_run_without_memory(name: str, scale: str)
             "optimization.optimizer: Invalid rho value",
         ),
         ("swav", "views.small_min_scale", 0.7, "views.small_min_scale: 0.7 is more than small_max_scale 0.6"),
+        (
+            "moco",
+            "views.num_views",
+            1,
+            "algorithm: its parts do not fit: MoCo needs 2 views of an image, gets 1; set views.num_views",
+        ),
         ("byol", "views.min_sigma", 3.0, "views.min_sigma: 3 is more than max_sigma 2"),
     ],
 )

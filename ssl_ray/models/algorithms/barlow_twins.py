@@ -21,6 +21,7 @@ class BarlowTwins(BaseModel):
             Optimisers without a trust ratio (SGD, AdamW) want 1.
     """
 
+    num_views = 2
     neck: nn.Module
     head: LatentCrossCorrelationHead
 

@@ -22,6 +22,7 @@ class BYOL(BaseModel):
         momentum: weight of the old average in the teacher at the first step; from there half a cosine to 1.
     """
 
+    num_views = 2
     neck: nn.Module
     head: LatentPredictHead
 

@@ -41,6 +41,7 @@ class DenseCL(BaseModel):
     Reads `samples["shuffle"]`, the permutation of the global batch, where given; else draws it.
     """
 
+    num_views = 2
     neck: nn.Module
     head: ContrastiveHead
     steps: Tensor

@@ -37,6 +37,7 @@ class MoCo(BaseModel):
     Reads `samples["shuffle"]`, the permutation of the global batch, where given; else draws it.
     """
 
+    num_views = 2
     neck: nn.Module
     head: ContrastiveHead
 

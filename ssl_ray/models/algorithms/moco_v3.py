@@ -24,6 +24,7 @@ class MoCoV3(BaseModel):
         decay_norms: weight decay acts on biases and norms, too: so does the official code for ViTs, not for ResNets.
     """
 
+    num_views = 2
     neck: nn.Module
     head: MoCoV3Head
 
