@@ -125,9 +125,10 @@ def _fresh(request: Request) -> _Search:
     )
     workers = base.workers.most if base.workers else max(1, int(request.gpus_per_trial or 1))
     from ssl_ray.resolve import resolve
+    from ssl_ray.training.preflight import preflight
 
     Workers.exactly(workers).sizes(recipe)
-    resolve(recipe, dataset.train.info)
+    preflight(resolve(recipe, dataset.train.info).recipe)  # what trials have in common
     name = base.name or f"tune-{recipe.name}-{dataset.train.info.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = RunFolder.at(base.storage, name)
     if not request.dry_run and folder.holds(SEARCH_FILE):
