@@ -4,6 +4,7 @@ A value works if the recipe resolves and what it decides can be done: views have
 has a finite loss and leaves finite weights, memories and teachers, a learning rate is finite at every step.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -19,7 +20,8 @@ from torch.optim import SGD, AdamW
 import ssl_ray.models
 from ssl_ray import experiments
 from ssl_ray.checks import check, signature
-from ssl_ray.data import views
+from ssl_ray.data import masking, mixing, view_makers, views
+from ssl_ray.data.augment import geometry, rand_augment, transforms
 from ssl_ray.errors import UserError, first_line
 from ssl_ray.evaluation.knn import knn_accuracy
 from ssl_ray.models import BaseModel, Output, ParamGroup, Progress, Samples, Views
@@ -214,9 +216,16 @@ def judged() -> frozenset[str]:
 
 # Any number will do: a constant that a loss adds, and the colour that is taken off an image.
 FREE = {("CosineSimilarityLoss", "shift_factor"), ("DataPreprocessor", "mean")}
+AUGMENT = (transforms, geometry, rand_augment, masking, mixing, view_makers)
 PARTS = [
     *(getattr(ssl_ray.models, name) for name in ssl_ray.models.__all__),
     *(function for name, function in vars(views).items() if name.endswith("_views")),
+    *(
+        p
+        for m in AUGMENT
+        for p in vars(m).values()
+        if dataclasses.is_dataclass(p) and p.__module__ == m.__name__
+    ),
     *(LARS, Optimization, Training, Evaluation, DataOptions),
 ]
 

@@ -14,18 +14,21 @@ from typing import Annotated, Any, ParamSpec
 from pydantic import Field
 
 from ssl_ray.data.augment.geometry import CenterCrop, Interpolation, RandomResizedCrop, RandomSquare
-from ssl_ray.data.augment.rand_augment import RandAugment, RandomErasing
+from ssl_ray.data.augment.rand_augment import Magnitude, Operations, RandAugment, RandomErasing
 from ssl_ray.data.augment.transforms import (
     ColorDropping,
     ColorJitter,
+    Degrees,
     GaussianBlur,
     Grayscale,
     HorizontalFlip,
+    Hue,
     Rotation,
+    Sigma,
     Solarize,
 )
 from ssl_ray.data.masking import BlockMask, RandomCellMask, UniformNoise
-from ssl_ray.data.mixing import Mixing
+from ssl_ray.data.mixing import Alpha, Mixing
 from ssl_ray.data.pipeline import ViewPipeline
 from ssl_ray.data.view_makers import PatchGrid, SameCrop, View
 from ssl_ray.errors import UserError
@@ -34,9 +37,6 @@ from ssl_ray.ranges import Count, Fraction, Natural, NotNegative, Part, Pixels, 
 P = ParamSpec("P")
 
 Views = Annotated[int, Field(gt=0, le=64)]
-Hue = Annotated[float, Field(ge=0, le=0.5)]
-Sigma = Annotated[float, Field(gt=0, le=100)]
-Alpha = Annotated[float, Field(ge=0, le=100)]
 
 
 def _variant(
@@ -73,7 +73,7 @@ def _check_order(low_name: str, low: float, high_name: str, high: float) -> None
 
 def _check_patch_size(patch_size: int, size: int) -> None:
     if size % patch_size:
-        raise UserError(f"patch_size {patch_size}: must divide size {size}")
+        raise UserError(f"patch_size: {patch_size} must divide size {size}")
 
 
 def moco_v1_views(
@@ -232,7 +232,7 @@ def deepcluster_views(
     num_views: Views = 1,
     min_scale: Share = 0.08,
     flip_p: Fraction = 0.5,
-    degrees: Annotated[float, Field(ge=0, le=180)] = 2.0,
+    degrees: Degrees = 2.0,
     brightness: NotNegative = 0.4,
     contrast: NotNegative = 0.4,
     saturation: NotNegative = 1.0,
@@ -321,7 +321,7 @@ def simmim_views(
     """
     if size % mask_patch_size or mask_patch_size % patch_size:
         raise UserError(
-            f"mask_patch_size {mask_patch_size}: must divide size {size} and be a multiple of patch_size {patch_size}"
+            f"mask_patch_size: {mask_patch_size} must divide size {size} and be a multiple of patch_size {patch_size}"
         )
     view = View(size, RandomResizedCrop((min_scale, 1.0)), (HorizontalFlip(flip_p),), interpolation)
     mask = RandomCellMask(size // mask_patch_size, mask_patch_size // patch_size, mask_ratio)
@@ -360,8 +360,8 @@ def finetune_views(
     saturation: NotNegative = 0.4,
     hue: Hue = 0.0,
     jitter_p: Fraction = 1.0,
-    num_ops: Annotated[int, Field(ge=0, le=100)] = 0,
-    magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0,
+    num_ops: Operations = 0,
+    magnitude: Magnitude = 9.0,
     erase_p: Fraction = 0.0,
     mixup: Alpha = 0.0,
     cutmix: Alpha = 0.0,
