@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import ConfigDict, PlainValidator, Strict, TypeAdapter, ValidationError
 
 from ssl_ray.errors import UserError, nearest
+from ssl_ray.ranges import OPTIMIZER
 
 Target = Callable[..., Any]
 REQUIRED = inspect.Parameter.empty
@@ -39,6 +40,9 @@ def signature(target: Target) -> Signature:
         AttributeError,
     ):  # a name imported for type checkers only: names alone are checked
         annotations = {}
+    if any(base.__module__.startswith("torch.optim") for base in getattr(target, "__mro__", ())):
+        ranged = {n: r for n, r in OPTIMIZER.items() if get_origin(annotations.get(n)) is not Annotated}
+        annotations |= {n: r for n, r in ranged.items() if n in annotations}
     by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     defaults = {p.name: p.default for p in parameters if p.kind in by_keyword}
     return Signature(defaults, annotations, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters))
@@ -57,6 +61,13 @@ def check(target: Target, name: str, value: Any) -> Any:
     except ValidationError as error:
         said = dict.fromkeys(re.sub("^(Input|Value error,) ", "", e["msg"]) for e in error.errors())
         raise UserError(f"{target.__name__}.{name} = {value!r}: {', or '.join(said)}") from error
+
+
+def at(path: str, owner: str, error: UserError) -> UserError:
+    """What `check` said of `owner`, said of the path where that stands: not "Head.width = 0" but "head.width = 0"."""
+    said = str(error)
+    own = said.startswith((f"{owner}.", f"{owner}: "))
+    return UserError(f"{path}{said.removeprefix(owner)}".lstrip(".") if own else f"{path}: {said}")
 
 
 @functools.cache

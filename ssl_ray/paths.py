@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ssl_ray.checks import REQUIRED, signature
-from ssl_ray.errors import UserError, nearest
+from ssl_ray.checks import REQUIRED, at, signature
+from ssl_ray.errors import MISTAKES, UserError, nearest
 from ssl_ray.names import find
 from ssl_ray.spec import Spec
 
+Mistakes = type[Exception] | tuple[type[Exception], ...]
+CHANGE = "`ssl-ray show` lists every value, --set changes one"
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
 _CALL = re.compile(r"[\w.]+\(.*\)", re.DOTALL)
 
@@ -64,7 +66,11 @@ def _replace(node: Any, names: list[str], value: Any, path: str) -> Any:
             return type(node)(new if str(i) == name else v for i, v in enumerate(node))
         return dataclasses.replace(node, **{name: new})
     except UserError as error:
-        raise UserError(str(error) if str(error).startswith(path) else f"{path}: {error}") from error
+        if str(error).startswith(path):
+            raise
+        owner = node.name if isinstance(node, Spec) else type(node).__name__
+        said = at(path.removesuffix(".".join(names)).removesuffix("."), owner, error)
+        raise said if str(said).startswith(path) else UserError(f"{path}: {error}") from error
 
 
 def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -78,6 +84,34 @@ def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     specs_inside = not isinstance(node, list | tuple) or any(isinstance(v, Spec) for v in node)
     for name, child in (below or {}).items() if specs_inside else ():
         yield from walk(child, f"{path}.{name}" if path else name)
+
+
+def build_at(node: Any, path: str, told: Mistakes = MISTAKES) -> Any:
+    """Builds the Specs of a value, inner ones first; what a call refuses is a UserError with the path of its Spec.
+
+    told: what is taken for a mistake in the recipe; other exceptions pass.
+    """
+    if isinstance(node, list | tuple):
+        return type(node)(build_at(v, f"{path}.{i}", told) for i, v in enumerate(node))
+    if isinstance(node, dict):
+        return {n: build_at(v, f"{path}.{n}", told) for n, v in node.items()}
+    if not isinstance(node, Spec):
+        return node
+    if missing := node.missing():
+        raise UserError(f"{path}: {node.name} needs {', '.join(missing)}")
+    arguments = build_at(node.kwargs, path, told)
+    try:
+        return node.target(**arguments)
+    except told as error:
+        said = (
+            error
+            if isinstance(error, UserError)
+            else UserError(f"{str(error) or type(error).__name__}; {CHANGE}")
+        )
+        # "num_heads: 5 does not divide ..." is about that argument.
+        if str(said).partition(":")[0] in signature(node.target).defaults:
+            raise UserError(f"{path}.{said}") from error
+        raise at(path, node.name, said) from error
 
 
 def parse_value(text: str) -> Any:

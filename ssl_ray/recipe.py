@@ -1,26 +1,23 @@
 """Recipe: everything that decides what a run computes, as one frozen value that round-trips through JSON."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field
 
-from ssl_ray.checks import REQUIRED, check, signature
+from ssl_ray.checks import REQUIRED, at, check, signature
 from ssl_ray.errors import UserError
 from ssl_ray.paths import parse_value, replace_at
+from ssl_ray.ranges import Count, Fraction, NotNegative, Positive, Seed, Share
 from ssl_ray.spec import Spec
 
 FORMAT = 1
 """Version of the JSON form; counted up when an older reader would misread it."""
 
 _S = TypeVar("_S", bound="_Section")
-
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +49,15 @@ class Optimization(_Section):
     """
 
     optimizer: Spec
-    base_lr: PositiveFloat
-    lr: PositiveFloat | None = None
+    base_lr: Positive
+    lr: Positive | None = None
     warmup_epochs: NotNegative = 0
-    warmup_start: Share = 1e-4
+    warmup_start: Fraction = 1e-4
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     final_lr: NotNegative = 0.0
-    milestones: tuple[Positive, ...] = ()
-    gamma: PositiveFloat = 0.1
-    clip_grad_norm: PositiveFloat | None = None
+    milestones: tuple[Count, ...] = ()
+    gamma: Share = 0.1
+    clip_grad_norm: Positive | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,22 +77,22 @@ class Training(_Section):
     switches one off. hang_minutes: a worker whose step takes longer is taken for hung, and started again.
     """
 
-    epochs: Positive
-    global_batch_size: Positive
-    accumulate: Positive = 1
-    max_rows: Positive | None = None
-    max_steps: Positive | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    epochs: Count
+    global_batch_size: Count
+    accumulate: Count = 1
+    max_rows: Count | None = None
+    max_steps: Count | None = None
+    seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     channels_last: bool = False
     sync_bn: bool = True
-    checkpoint_steps: Positive | None = None
-    checkpoint_minutes: PositiveFloat | None = 10.0
-    keep_checkpoints: Positive = 2
-    max_nonfinite_steps: Positive = 3
-    hang_minutes: PositiveFloat | None = 10.0
-    log_steps: Positive = 10
+    checkpoint_steps: Count | None = None
+    checkpoint_minutes: Positive | None = 10.0
+    keep_checkpoints: Count = 2
+    max_nonfinite_steps: Count = 3
+    hang_minutes: Positive | None = 10.0
+    log_steps: Count = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +105,10 @@ class Evaluation(_Section):
     on_collapse: what an alarm does, which std, top_direction and clusters can raise.
     """
 
-    every_epochs: Positive | None = 1
-    k: Positive = 20
-    temperature: PositiveFloat = 0.07
-    max_samples: Positive = 50000
+    every_epochs: Count | None = 1
+    k: Count = 20
+    temperature: Positive = 0.07
+    max_samples: Count = 50000
     knn: bool = True
     linear_probe: bool = True
     std: bool = True
@@ -123,7 +120,7 @@ class Evaluation(_Section):
     lidar: bool = False
     clusters: bool = True
     view_images: Annotated[int, Field(ge=2)] = 1000
-    lidar_views: Annotated[int, Field(ge=2)] = 10
+    lidar_views: Annotated[int, Field(ge=2, le=1000)] = 10
     on_collapse: Literal["warn", "stop"] = "warn"
 
     @property
@@ -137,7 +134,7 @@ class Evaluation(_Section):
 class DataOptions(_Section):
     """max_broken: share of unreadable images above which the run stops."""
 
-    max_broken: Share = 0.01
+    max_broken: Fraction = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,10 +214,20 @@ def _read(section: Callable[..., _S], data: Mapping[str, Any], path: str = "") -
         elif isinstance(wanted, type) and issubclass(wanted, _Section) and isinstance(value, Mapping):
             values[name] = _read(wanted, value, f"{path}{name}.")
         else:
-            values[name] = check(section, name, value)
+            with _told_at(path, section):
+                values[name] = check(section, name, value)
     if missing := [n for n, default in known.defaults.items() if default is REQUIRED and n not in values]:
         raise UserError(f"{section.__name__}: missing {', '.join(map(repr, missing))}")
-    return section(**values)
+    with _told_at(path, section):
+        return section(**values)
+
+
+@contextlib.contextmanager
+def _told_at(path: str, section: Callable[..., Any]) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise at(path.removesuffix("."), section.__name__, error) if path else error from error
 
 
 def _json(section: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ssl_ray.checks import REQUIRED, Target, check, signature
+from ssl_ray.checks import REQUIRED, Target, at, check, signature
 from ssl_ray.errors import UserError
 from ssl_ray.names import find_in_file, import_path, is_target
 
@@ -73,9 +73,11 @@ class Spec:
             target = find_in_file(data["type"])
         except UserError as error:
             raise UserError(f"{path}: {error}" if path else str(error)) from error
-        return Spec(
-            target, **{n: _read(v, f"{path}.{n}".lstrip(".")) for n, v in data.items() if n != "type"}
-        )
+        kwargs = {n: _read(v, f"{path}.{n}".lstrip(".")) for n, v in data.items() if n != "type"}
+        try:
+            return Spec(target, **kwargs)
+        except UserError as error:
+            raise at(path, target.__name__, error) if path else error from error
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Spec):

@@ -12,7 +12,7 @@ PACKAGE = Path(ssl_ray.__file__).parent
 
 # A unit is a file or folder of the package. It imports from itself and from the layers before its own.
 LAYERS = [
-    {"errors", "job", "printable", "redact", "__version__"},
+    {"errors", "job", "printable", "ranges", "redact", "__version__"},
     {"filesystems"},
     {"checks", "console", "distributed", "names"},
     {"spec"},  # a call written down as data
@@ -29,8 +29,8 @@ LAYERS = [
 ]
 # What can be used without the rest stays free of it: no Spec, recipe or console in here.
 NEEDS = {
-    "models": {"errors", "distributed", "interop.weights"},
-    "data": {"errors", "redact", "filesystems"},
+    "models": {"errors", "ranges", "distributed", "interop.weights"},
+    "data": {"errors", "ranges", "redact", "filesystems"},
     "tracking": {"errors", "job", "redact", "__version__"},
     "evaluation": {"errors", "distributed", "models", "data"},
 }

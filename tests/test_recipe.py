@@ -78,9 +78,9 @@ def test_overrides_fields_arguments_and_defaults() -> None:
     [
         ("algorithm.head.temprature", 1, r"algorithm\.head\.temprature: .* did you mean 'temperature'\?"),
         ("trainin.epochs", 1, r"trainin\.epochs: there is no 'trainin'; did you mean 'training'\?"),
-        ("training.epochs", 0, r"training\.epochs: Training\.epochs = 0: should be greater than 0"),
-        ("training.epochs", 1.5, r"training\.epochs: Training\.epochs = 1\.5: should be a valid integer"),
-        ("training.precision", "fp16", "training.precision: .* should be 'fp32' or 'bf16'"),
+        ("training.epochs", 0, r"^training\.epochs = 0: should be greater than 0"),
+        ("training.epochs", 1.5, r"^training\.epochs = 1\.5: should be a valid integer"),
+        ("training.precision", "fp16", r"^training\.precision = .* should be 'fp32' or 'bf16'"),
         ("optimization.schedule", "linear", "should be 'cosine', 'step' or 'constant'"),
         ("optimization.base_lr", 0, "should be greater than 0"),
         ("optimization.milestones", [6, 3], "should grow"),

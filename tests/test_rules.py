@@ -109,8 +109,12 @@ def test_tokens_of_a_fixed_size_need_no_weights() -> None:
         ),
         ("relative_loc", {"views.gap": 14}, r"^views\.gap 14 leaves no room .* views\.size 42"),
         ("cae", {"views.num_masked": 49}, r"^views\.num_masked 49 would hide all of the 49 patches"),
-        ("mae", {"algorithm.backbone.patch_size": 0}, r"^algorithm\.backbone\.patch_size 0 does not divide"),
-        ("mae", {"algorithm.backbone.num_heads": 5}, r"^algorithm\.backbone: num_heads: 5 does not divide"),
+        (
+            "mae",
+            {"algorithm.backbone.patch_size": 0},
+            r"^algorithm\.backbone\.patch_size = 0: should be greater than 0",
+        ),
+        ("mae", {"algorithm.backbone.num_heads": 5}, r"^algorithm\.backbone\.num_heads: 5 does not divide"),
     ],
 )
 def test_what_cannot_follow_is_refused(name: str, setting: dict[str, Any], said: str) -> None:

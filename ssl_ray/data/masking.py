@@ -8,6 +8,7 @@ import numpy as np
 from ssl_ray.data.pipeline import Column
 from ssl_ray.data.random import Draws
 from ssl_ray.errors import UserError
+from ssl_ray.ranges import Count, Part, Patches, Share
 
 _TRIES = 10  # shapes tried for a block before it counts as a failure
 _FAILURES = 100  # after so many in a row a single patch is hidden instead
@@ -17,7 +18,7 @@ _FAILURES = 100  # after so many in a row a single patch is hidden instead
 class UniformNoise:
     """`length` float32 numbers in [0, 1): MAE masks the patches whose numbers are largest."""
 
-    length: int
+    length: Patches
 
     @property
     def column(self) -> Column:
@@ -37,9 +38,9 @@ class RandomCellMask:
     whole cells.
     """
 
-    cells: int
-    patches: int
-    mask_ratio: float
+    cells: Count
+    patches: Count
+    mask_ratio: Part
 
     def __post_init__(self) -> None:
         if self.cells < 1 or self.patches < 1:
@@ -50,7 +51,7 @@ class RandomCellMask:
     @property
     def num_masked(self) -> int:
         """Cells hidden in every sample."""
-        return math.ceil(self.cells**2 * self.mask_ratio - 1e-9)  # 100 x 0.55 is 55.00000000000001
+        return max(1, math.ceil(self.cells**2 * self.mask_ratio - 1e-9))  # 100 x 0.55 is 55.00000000000001
 
     @property
     def column(self) -> Column:
@@ -73,10 +74,10 @@ class BlockMask:
     patches is not taken.
     """
 
-    side: int
-    num_masked: int
-    min_masked: int = 16
-    min_aspect: float = 0.3
+    side: Count
+    num_masked: Count
+    min_masked: Count = 16
+    min_aspect: Share = 0.3
 
     def __post_init__(self) -> None:
         if not 0 < self.num_masked < self.side**2:

@@ -1,12 +1,17 @@
 """How an image is mixed with another one: a column drawn per sample, by (seed, epoch, index) like the views."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from ssl_ray.data.pipeline import Column
 from ssl_ray.data.random import Draws
 from ssl_ray.errors import UserError
+from ssl_ray.ranges import Fraction
+
+Alpha = Annotated[float, Field(ge=0, le=100)]
 
 
 @dataclass(frozen=True)
@@ -21,16 +26,18 @@ class Mixing:
     box's area; a box that reaches over the edge is cut off.
     """
 
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    p: float = 1.0
-    switch_p: float = 0.5
+    mixup: Alpha = 0.8
+    cutmix: Alpha = 1.0
+    p: Fraction = 1.0
+    switch_p: Fraction = 0.5
 
     def __post_init__(self) -> None:
         if self.mixup < 0 or self.cutmix < 0:
             raise UserError(
                 f"mixup {self.mixup:g}, cutmix {self.cutmix:g}: neither alpha may be negative; 0 means off"
             )
+        if not (0 <= self.p <= 1 and 0 <= self.switch_p <= 1):
+            raise UserError(f"p {self.p:g}, switch_p {self.switch_p:g} of mixing: probabilities, from 0 to 1")
 
     @property
     def column(self) -> Column:

@@ -11,6 +11,7 @@ from ssl_ray.data.augment.scratch import scratch
 from ssl_ray.data.augment.transforms import Transform
 from ssl_ray.data.random import Draws
 from ssl_ray.errors import UserError
+from ssl_ray.ranges import Natural, Pixels
 
 
 class Drawn(NamedTuple):
@@ -42,7 +43,7 @@ class ViewMaker(Protocol):
 class View:
     """One view: cut a box, resample it to size x size pixels, then `transforms` in order."""
 
-    size: int
+    size: Pixels
     cut: Cut
     transforms: tuple[Transform, ...] = ()
     interpolation: Interpolation = "bilinear"
@@ -114,8 +115,8 @@ class PatchGrid:
     """
 
     canvas: View
-    patch_size: int
-    gap: int = 0
+    patch_size: Pixels
+    gap: Natural = 0
     transforms: tuple[Transform, ...] = ()
 
     def __post_init__(self) -> None:

@@ -14,32 +14,29 @@ from typing import Annotated, Any, ParamSpec
 from pydantic import Field
 
 from ssl_ray.data.augment.geometry import CenterCrop, Interpolation, RandomResizedCrop, RandomSquare
-from ssl_ray.data.augment.rand_augment import RandAugment, RandomErasing
+from ssl_ray.data.augment.rand_augment import Magnitude, Operations, RandAugment, RandomErasing
 from ssl_ray.data.augment.transforms import (
     ColorDropping,
     ColorJitter,
+    Degrees,
     GaussianBlur,
     Grayscale,
     HorizontalFlip,
+    Hue,
     Rotation,
+    Sigma,
     Solarize,
 )
 from ssl_ray.data.masking import BlockMask, RandomCellMask, UniformNoise
-from ssl_ray.data.mixing import Mixing
+from ssl_ray.data.mixing import Alpha, Mixing
 from ssl_ray.data.pipeline import ViewPipeline
 from ssl_ray.data.view_makers import PatchGrid, SameCrop, View
 from ssl_ray.errors import UserError
+from ssl_ray.ranges import Count, Fraction, Natural, NotNegative, Part, Pixels, Share
 
 P = ParamSpec("P")
 
-# Ranges that a Spec checks as soon as it is written.
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Strength = Annotated[float, Field(ge=0)]
-Hue = Annotated[float, Field(ge=0, le=0.5)]
-Sigma = Annotated[float, Field(gt=0)]
-Alpha = Annotated[float, Field(ge=0, le=100)]
+Views = Annotated[int, Field(gt=0, le=64)]
 
 
 def _variant(
@@ -67,22 +64,29 @@ def _variant(
     return name
 
 
+def _check_order(low_name: str, low: float, high_name: str, high: float) -> None:
+    if low > high:
+        raise UserError(
+            f"{low_name}: {low:g} is more than {high_name} {high:g}; lower the one or raise the other"
+        )
+
+
 def _check_patch_size(patch_size: int, size: int) -> None:
     if size % patch_size:
-        raise UserError(f"patch_size {patch_size}: must divide size {size}")
+        raise UserError(f"patch_size: {patch_size} must divide size {size}")
 
 
 def moco_v1_views(
-    size: Count = 224,
-    num_views: Count = 2,
+    size: Pixels = 224,
+    num_views: Views = 2,
     min_scale: Share = 0.2,
-    gray_p: Probability = 0.2,
-    brightness: Strength = 0.4,
-    contrast: Strength = 0.4,
-    saturation: Strength = 0.4,
+    gray_p: Fraction = 0.2,
+    brightness: NotNegative = 0.4,
+    contrast: NotNegative = 0.4,
+    saturation: NotNegative = 0.4,
     hue: Hue = 0.4,
-    jitter_p: Probability = 1.0,
-    flip_p: Probability = 0.5,
+    jitter_p: Fraction = 1.0,
+    flip_p: Fraction = 0.5,
     interpolation: Interpolation = "bilinear",
 ) -> ViewPipeline:
     """MoCo v1, arXiv 1911.05722: crop, grayscale, then jitter, flip."""
@@ -101,23 +105,24 @@ def npid_views() -> None:
 
 
 def moco_v2_views(
-    size: Count = 224,
-    num_views: Count = 2,
+    size: Pixels = 224,
+    num_views: Views = 2,
     min_scale: Share = 0.2,
-    brightness: Strength = 0.4,
-    contrast: Strength = 0.4,
-    saturation: Strength = 0.4,
+    brightness: NotNegative = 0.4,
+    contrast: NotNegative = 0.4,
+    saturation: NotNegative = 0.4,
     hue: Hue = 0.1,
-    jitter_p: Probability = 0.8,
-    gray_p: Probability = 0.2,
-    blur_p: Probability = 0.5,
+    jitter_p: Fraction = 0.8,
+    gray_p: Fraction = 0.2,
+    blur_p: Fraction = 0.5,
     min_sigma: Sigma = 0.1,
     max_sigma: Sigma = 2.0,
-    solarize_p: Probability = 0.0,
-    flip_p: Probability = 0.5,
+    solarize_p: Fraction = 0.0,
+    flip_p: Fraction = 0.5,
     interpolation: Interpolation = "bilinear",
 ) -> ViewPipeline:
     """MoCo v2, arXiv 2003.04297: MoCo v1's with weaker hue, jitter not always, and blur; DenseCL and SimSiam too."""
+    _check_order("min_sigma", min_sigma, "max_sigma", max_sigma)
     transforms = (
         HorizontalFlip(flip_p),
         ColorJitter(brightness, contrast, saturation, hue, jitter_p),
@@ -143,27 +148,29 @@ def simclr_views() -> None:
 
 
 def swav_views(
-    size: Count = 224,
-    small_size: Count = 96,
-    num_views: Count = 2,
-    num_small: Annotated[int, Field(ge=0)] = 6,
+    size: Pixels = 224,
+    small_size: Pixels = 96,
+    num_views: Views = 2,
+    num_small: Annotated[int, Field(ge=0, le=64)] = 6,
     min_scale: Share = 0.14,
     small_min_scale: Share = 0.05,
     small_max_scale: Share = 0.14,
-    brightness: Strength = 0.8,
-    contrast: Strength = 0.8,
-    saturation: Strength = 0.8,
+    brightness: NotNegative = 0.8,
+    contrast: NotNegative = 0.8,
+    saturation: NotNegative = 0.8,
     hue: Hue = 0.2,
-    jitter_p: Probability = 0.8,
-    gray_p: Probability = 0.2,
-    blur_p: Probability = 0.5,
+    jitter_p: Fraction = 0.8,
+    gray_p: Fraction = 0.2,
+    blur_p: Fraction = 0.5,
     min_sigma: Sigma = 0.1,
     max_sigma: Sigma = 2.0,
-    solarize_p: Probability = 0.0,
-    flip_p: Probability = 0.5,
+    solarize_p: Fraction = 0.0,
+    flip_p: Fraction = 0.5,
     interpolation: Interpolation = "bilinear",
 ) -> ViewPipeline:
     """SwAV, arXiv 2006.09882, section 3.2 (multi-crop): the large views first, then `num_small` of small parts."""
+    _check_order("small_min_scale", small_min_scale, "small_max_scale", small_max_scale)
+    _check_order("min_sigma", min_sigma, "max_sigma", max_sigma)
     transforms = (
         HorizontalFlip(flip_p),
         ColorJitter(brightness, contrast, saturation, hue, jitter_p),
@@ -177,24 +184,25 @@ def swav_views(
 
 
 def byol_views(
-    size: Count = 224,
+    size: Pixels = 224,
     min_scale: Share = 0.08,
-    brightness: Strength = 0.4,
-    contrast: Strength = 0.4,
-    saturation: Strength = 0.2,
+    brightness: NotNegative = 0.4,
+    contrast: NotNegative = 0.4,
+    saturation: NotNegative = 0.2,
     hue: Hue = 0.1,
-    jitter_p: Probability = 0.8,
-    gray_p: Probability = 0.2,
-    blur_p: Probability = 1.0,
-    second_blur_p: Probability = 0.1,
+    jitter_p: Fraction = 0.8,
+    gray_p: Fraction = 0.2,
+    blur_p: Fraction = 1.0,
+    second_blur_p: Fraction = 0.1,
     min_sigma: Sigma = 0.1,
     max_sigma: Sigma = 2.0,
-    solarize_p: Probability = 0.0,
-    second_solarize_p: Probability = 0.2,
-    flip_p: Probability = 0.5,
+    solarize_p: Fraction = 0.0,
+    second_solarize_p: Fraction = 0.2,
+    flip_p: Fraction = 0.5,
     interpolation: Interpolation = "bicubic",
 ) -> ViewPipeline:
     """BYOL, arXiv 2006.07733, appendix B: the first view always blurred, the second rarely but sometimes solarized."""
+    _check_order("min_sigma", min_sigma, "max_sigma", max_sigma)
     jitter = ColorJitter(brightness, contrast, saturation, hue, jitter_p)
     views = []
     for blur, solarize in ((blur_p, solarize_p), (second_blur_p, second_solarize_p)):
@@ -220,17 +228,17 @@ def moco_v3_views() -> None:
 
 
 def deepcluster_views(
-    size: Count = 224,
-    num_views: Count = 1,
+    size: Pixels = 224,
+    num_views: Views = 1,
     min_scale: Share = 0.08,
-    flip_p: Probability = 0.5,
-    degrees: Annotated[float, Field(ge=0, le=180)] = 2.0,
-    brightness: Strength = 0.4,
-    contrast: Strength = 0.4,
-    saturation: Strength = 1.0,
+    flip_p: Fraction = 0.5,
+    degrees: Degrees = 2.0,
+    brightness: NotNegative = 0.4,
+    contrast: NotNegative = 0.4,
+    saturation: NotNegative = 1.0,
     hue: Hue = 0.5,
-    jitter_p: Probability = 1.0,
-    gray_p: Probability = 0.2,
+    jitter_p: Fraction = 1.0,
+    gray_p: Fraction = 0.2,
     interpolation: Interpolation = "bilinear",
 ) -> ViewPipeline:
     """DeepCluster, arXiv 1807.05520, as MMSelfSup trains it: crop, flip, a slight rotation, strong jitter, grayscale.
@@ -253,9 +261,9 @@ def odc_views() -> None:
 
 
 def rotation_views(
-    size: Count = 224,
+    size: Pixels = 224,
     min_scale: Share = 0.08,
-    flip_p: Probability = 0.5,
+    flip_p: Fraction = 0.5,
     interpolation: Interpolation = "bilinear",
 ) -> ViewPipeline:
     """RotationPred, arXiv 1803.07728: one view, crop and flip only; the algorithm turns it by 0, 90, 180 and 270."""
@@ -265,12 +273,12 @@ def rotation_views(
 
 
 def relative_loc_views(
-    size: Count = 255,
-    patch_side: Count = 64,
-    gap: Annotated[int, Field(ge=0)] = 0,
+    size: Pixels = 255,
+    patch_side: Pixels = 64,
+    gap: Natural = 0,
     crop_fraction: Share = 255 / 292,
-    gray_p: Probability = 0.66,
-    drop_p: Probability = 0.0,
+    gray_p: Fraction = 0.66,
+    drop_p: Fraction = 0.0,
     interpolation: Interpolation = "bilinear",
 ) -> ViewPipeline:
     """RelativeLoc, arXiv 1505.05192: nine patches of one crop, the centre first, then its eight neighbours.
@@ -286,10 +294,10 @@ def relative_loc_views(
 
 
 def mae_views(
-    size: Count = 224,
-    patch_size: Count = 16,
+    size: Pixels = 224,
+    patch_size: Pixels = 16,
     min_scale: Share = 0.2,
-    flip_p: Probability = 0.5,
+    flip_p: Fraction = 0.5,
     interpolation: Interpolation = "bicubic",
 ) -> ViewPipeline:
     """MAE, arXiv 2111.06377: one view, crop and flip only, and the column `mask_noise` (L,) with a number per patch."""
@@ -299,12 +307,12 @@ def mae_views(
 
 
 def simmim_views(
-    size: Count = 192,
-    patch_size: Count = 4,
-    mask_patch_size: Count = 32,
-    mask_ratio: Share = 0.6,
+    size: Pixels = 192,
+    patch_size: Pixels = 4,
+    mask_patch_size: Pixels = 32,
+    mask_ratio: Part = 0.6,
     min_scale: Share = 0.67,
-    flip_p: Probability = 0.5,
+    flip_p: Fraction = 0.5,
     interpolation: Interpolation = "bilinear",
 ) -> ViewPipeline:
     """SimMIM, arXiv 2111.09886: one view, crop and flip only, and the column `mask` (L, L) uint8, 1 = hidden.
@@ -313,7 +321,7 @@ def simmim_views(
     """
     if size % mask_patch_size or mask_patch_size % patch_size:
         raise UserError(
-            f"mask_patch_size {mask_patch_size}: must divide size {size} and be a multiple of patch_size {patch_size}"
+            f"mask_patch_size: {mask_patch_size} must divide size {size} and be a multiple of patch_size {patch_size}"
         )
     view = View(size, RandomResizedCrop((min_scale, 1.0)), (HorizontalFlip(flip_p),), interpolation)
     mask = RandomCellMask(size // mask_patch_size, mask_patch_size // patch_size, mask_ratio)
@@ -321,14 +329,14 @@ def simmim_views(
 
 
 def cae_views(
-    size: Count = 224,
-    token_size: Count = 112,
-    patch_size: Count = 16,
+    size: Pixels = 224,
+    token_size: Pixels = 112,
+    patch_size: Pixels = 16,
     num_masked: Count = 75,
     min_masked: Count = 16,
     min_aspect: Share = 0.3,
     min_scale: Share = 0.08,
-    flip_p: Probability = 0.5,
+    flip_p: Fraction = 0.5,
     interpolation: Interpolation = "bicubic",
     token_interpolation: Interpolation = "lanczos",
 ) -> ViewPipeline:
@@ -344,20 +352,20 @@ def cae_views(
 
 
 def finetune_views(
-    size: Count = 224,
+    size: Pixels = 224,
     min_scale: Share = 0.08,
-    flip_p: Probability = 0.5,
-    brightness: Strength = 0.4,
-    contrast: Strength = 0.4,
-    saturation: Strength = 0.4,
+    flip_p: Fraction = 0.5,
+    brightness: NotNegative = 0.4,
+    contrast: NotNegative = 0.4,
+    saturation: NotNegative = 0.4,
     hue: Hue = 0.0,
-    jitter_p: Probability = 1.0,
-    num_ops: Annotated[int, Field(ge=0)] = 0,
-    magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0,
-    erase_p: Probability = 0.0,
+    jitter_p: Fraction = 1.0,
+    num_ops: Operations = 0,
+    magnitude: Magnitude = 9.0,
+    erase_p: Fraction = 0.0,
     mixup: Alpha = 0.0,
     cutmix: Alpha = 0.0,
-    mix_p: Probability = 1.0,
+    mix_p: Fraction = 1.0,
     interpolation: Interpolation = "bicubic",
 ) -> ViewPipeline:
     """Fine-tuning with labels: crop, flip, jitter or more; and the column `mixing` (5,) where images are mixed.
@@ -377,7 +385,7 @@ def finetune_views(
 
 
 def plain_views(
-    size: Count = 224, crop_fraction: Share = 0.875, interpolation: Interpolation = "bilinear"
+    size: Pixels = 224, crop_fraction: Share = 0.875, interpolation: Interpolation = "bilinear"
 ) -> ViewPipeline:
     """One view with nothing random: the central square, 0.875 of the short side; for features and evaluation."""
     return ViewPipeline([View(size, CenterCrop(crop_fraction), (), interpolation)])

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from ssl_ray.errors import UserError
 from ssl_ray.models.encoder import pooled
 
 Views = list[Tensor]
@@ -87,11 +88,13 @@ class BaseModel(nn.Module):
     called twice, compared, compiled. What a step changes outside the gradient happens in `after_step`, once per
     optimiser step. If losing something would change the next loss, it is a persistent buffer.
 
+    `num_views`: how many its loss needs at least; SwAV, RelativeLoc and RotationPred count theirs themselves.
     `decay_norms`: weight decay acts on biases and norms, too. Most algorithms that were published with SGD have it.
     `needs_labels`: `samples` hold the data set's `label` (B,). No pretraining has it: what a person labelled never
     reaches its loss.
     """
 
+    num_views = 1
     decay_norms = False
     needs_labels = False
 
@@ -125,12 +128,17 @@ class BaseModel(nn.Module):
 
         views: list of (B, 3, H, W), uint8 in 0..255 or float already normalised. samples: `index` (B,) and what the
         view pipeline made (`target`, `mask`, ...). Returns features ("tensor"), an `Output` ("loss") or the
-        algorithm's prediction ("predict"). Raises ValueError for another mode.
+        algorithm's prediction ("predict"). Raises ValueError for another mode, and for too few views.
         """
         views = self.data_preprocessor(views)
         if mode == "tensor":
             return self.extract_feat(views)
         if mode == "loss":
+            if len(views) < self.num_views:
+                raise UserError(
+                    f"{type(self).__name__} needs {self.num_views} views of an image, gets {len(views)}; set "
+                    "views.num_views, or take other views"
+                )
             return self.loss(views, samples or {})
         if mode == "predict":
             return self.predict(views, samples or {})

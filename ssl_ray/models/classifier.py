@@ -9,6 +9,7 @@ from ssl_ray.models.base import BaseModel, Output, ParamGroup, Samples, Views
 from ssl_ray.models.encoder import pooled
 from ssl_ray.models.heads.cls_head import ClsHead, ClsPrediction
 from ssl_ray.models.layers import layers
+from ssl_ray.ranges import Positive, Share
 
 # Weights by their number of axes, but not decayed where these networks were published.
 _UNDECAYED = ("cls_token", "pos_embed", "relative_position_bias_table")
@@ -37,8 +38,8 @@ class Classifier(BaseModel):
         self,
         backbone: nn.Module,
         head: nn.Module,
-        layer_decay: float = 1.0,
-        head_lr_scale: float = 1.0,
+        layer_decay: Share = 1.0,
+        head_lr_scale: Positive = 1.0,
         decay_norms: bool = False,
         pretrained: str | None = None,
         data_preprocessor: nn.Module | None = None,

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ssl_ray.ranges import Positive
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -18,7 +20,7 @@ class DataPreprocessor(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[Positive] = IMAGENET_STD) -> None:
         super().__init__()
         mean_, std_ = (torch.tensor(x, dtype=torch.float64).view(-1, 1, 1) for x in (mean, std))
         # (x / 255 - mean) / std as one product and one difference, in place: a third of the passes over memory.

@@ -28,6 +28,12 @@ def num_clusters(path: str, value: Any, facts: Facts) -> Fitted | None:
 
 
 def num_tokens(path: str, value: Any, facts: Facts) -> Fitted | None:
-    """The tokenizer's vocabulary."""
+    """The tokenizer's vocabulary. Raises UserError if it cannot be learned from so few patches."""
     tokens = facts.count("algorithm.tokenizer.num_tokens")
+    of_each, images = facts.count("algorithm.tokenizer.patches_per_image"), facts.info.num_samples
+    if tokens is not None and of_each is not None and tokens > images * of_each:
+        raise UserError(
+            f"algorithm.tokenizer.num_tokens {tokens} is more than {images} images x patches_per_image {of_each}; "
+            "lower it, or raise algorithm.tokenizer.patches_per_image"
+        )
     return None if tokens is None else (tokens, "algorithm.tokenizer.num_tokens")

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ssl_ray.errors import MISTAKES, UserError
-from ssl_ray.paths import value_at
+from ssl_ray.paths import build_at, value_at
 from ssl_ray.recipe import Recipe
 from ssl_ray.spec import Spec
 
@@ -52,9 +52,9 @@ class Facts:
             return None
         try:
             with without_memory():
-                return spec.build()
-        except UserError as error:
-            raise UserError(f"algorithm.backbone: {error}") from error
+                return build_at(spec, "algorithm.backbone", UserError)
+        except UserError:
+            raise
         except MISTAKES:  # a user's module may ask for the values of its tensors
             return None
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ssl_ray.ranges import NotNegative, Positive, Rate
+
 
 class LARS(Optimizer):
     """Layer-wise adaptive rate scaling. Source: arXiv 1708.03888; defaults as in the official MoCo v3 and Barlow Twins.
@@ -32,11 +34,11 @@ class LARS(Optimizer):
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust_coefficient: float = 0.001,
-        eps: float = 1e-8,
+        lr: Positive,
+        momentum: Rate = 0.9,
+        weight_decay: NotNegative = 0.0,
+        trust_coefficient: Positive = 0.001,
+        eps: NotNegative = 1e-8,
         nesterov: bool = False,
         split_norm: bool = False,
         lr_in_momentum: bool = False,

@@ -1,12 +1,15 @@
 """Before anything starts: can this recipe's views, algorithm and optimiser be made, and do their shapes fit."""
 
 import copy
+import itertools
 import logging
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from ssl_ray.data.pipeline import ViewPipeline
@@ -14,6 +17,7 @@ from ssl_ray.errors import MISTAKES, UserError
 from ssl_ray.interop.weights import load_backbone
 from ssl_ray.models.base import BaseModel
 from ssl_ray.models.meta import without_memory
+from ssl_ray.paths import CHANGE, Mistakes, build_at
 from ssl_ray.recipe import Recipe
 from ssl_ray.training.optim import build_optimizer
 
@@ -21,6 +25,10 @@ T = TypeVar("T")
 
 # Enough for batch norm over parts of a batch; few enough for a CPU.
 _MAX_ROWS = 16
+_GIB = 2**30
+_MOST_OF_AN_IMAGE = _GIB
+_MOST_OF_A_MODEL = 1024 * _GIB  # gradients and what the optimiser keeps come on top: no device has as much
+_MOST_HERE = 16 * _GIB  # the machine that starts a run may be smaller than those that train
 
 
 def preflight(recipe: Recipe, *, from_checkpoint: bool = False) -> None:
@@ -32,17 +40,23 @@ def preflight(recipe: Recipe, *, from_checkpoint: bool = False) -> None:
     Raises UserError naming the part of the recipe that does not work: a worker would meet the same mistake only after
     Ray has started, and again at each restart.
     """
-    pipeline: ViewPipeline = _judge("views", recipe.views.build)
+    pipeline: ViewPipeline = build_at(recipe.views, "views")
     _judge("views", lambda: _views_of_blank(pipeline))
     logging.getLogger(FakeTensorMode.__module__).setLevel(logging.CRITICAL)  # we say it ourselves
+    size = 0
     try:
         with without_memory():
-            algorithm = _build(recipe)
+            algorithm = _build(recipe, UserError)
+            size = _size(algorithm)
             backbone = copy.deepcopy(algorithm.backbone)
         # Unlike the meta device's these tensors say that they are on a CPU, which autocast wants to hear.
         with FakeTensorMode(allow_non_fake_inputs=True):
-            _take_loss(recipe, pipeline, algorithm.to_empty(device="cpu"))
+            _take_loss(recipe, pipeline, algorithm.to_empty(device="cpu"), UserError)
+    except UserError:
+        raise
     except MISTAKES:
+        if size > _MOST_HERE:
+            return
         algorithm = _build(recipe)
         _take_loss(recipe, pipeline, algorithm)
         backbone = algorithm.backbone
@@ -53,20 +67,43 @@ def preflight(recipe: Recipe, *, from_checkpoint: bool = False) -> None:
 
 
 def _views_of_blank(pipeline: ViewPipeline) -> None:
+    columns = pipeline.columns
+    size = sum(math.prod(column.shape) * np.dtype(column.dtype).itemsize for column in columns.values())
+    if size > _MOST_OF_AN_IMAGE:
+        raise UserError(
+            f"{size / _GIB:,.1f} GiB for one image; lower the size of its views or how many there are"
+        )
     side = max(pipeline.sizes)
-    out = {name: np.zeros((1, *column.shape), column.dtype) for name, column in pipeline.columns.items()}
+    out = {name: np.zeros((1, *column.shape), column.dtype) for name, column in columns.items()}
     pipeline.write_image(np.zeros((side, side, 3), np.uint8), seed=0, epoch=0, index=0, out=out, row=0)
 
 
-def _build(recipe: Recipe) -> BaseModel:
+def _build(recipe: Recipe, told: Mistakes = MISTAKES) -> BaseModel:
     optimizer = recipe.optimization.optimizer
-    algorithm: BaseModel = _judge("algorithm", recipe.untrained.build)
-    _judge("optimization.optimizer", lambda: build_optimizer(optimizer, algorithm.param_groups(), lr=0.1))
+    algorithm: BaseModel = build_at(recipe.untrained, "algorithm", told)
+    _judge(
+        "optimization.optimizer", lambda: build_optimizer(optimizer, algorithm.param_groups(), lr=0.1), told
+    )
     return algorithm
 
 
+def _size(algorithm: nn.Module) -> int:
+    """Bytes of weights and buffers. Raises UserError, naming the largest, where no machine has as many."""
+    tensors = dict(itertools.chain(algorithm.named_parameters(), algorithm.named_buffers()))
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    if size > _MOST_OF_A_MODEL:
+        name, largest = max(tensors.items(), key=lambda item: item[1].nbytes)
+        raise UserError(
+            f"algorithm: {size / _GIB:,.0f} GiB of weights and buffers, more than a worker can hold; the largest is "
+            f"algorithm.{name}, {' x '.join(map(str, largest.shape))}; lower what makes it so large"
+        )
+    return size
+
+
 @torch.no_grad()
-def _take_loss(recipe: Recipe, pipeline: ViewPipeline, algorithm: BaseModel) -> None:
+def _take_loss(
+    recipe: Recipe, pipeline: ViewPipeline, algorithm: BaseModel, told: Mistakes = MISTAKES
+) -> None:
     rows = min(_MAX_ROWS, recipe.training.global_batch_size)
     samples = {
         name: torch.zeros(rows, *column.shape, dtype=getattr(torch, column.dtype))
@@ -76,15 +113,13 @@ def _take_loss(recipe: Recipe, pipeline: ViewPipeline, algorithm: BaseModel) -> 
     if algorithm.needs_labels:
         samples["label"] = torch.zeros(rows, dtype=torch.int64)
     views = [samples.pop(f"view_{i}").permute(0, 3, 1, 2) for i in range(len(pipeline.sizes))]
-    _judge("algorithm: its parts do not fit", lambda: algorithm(views, samples, mode="loss"))
+    _judge("algorithm: its parts do not fit", lambda: algorithm(views, samples, mode="loss"), told)
 
 
-def _judge(part: str, call: Callable[[], T]) -> T:
+def _judge(part: str, call: Callable[[], T], told: Mistakes = MISTAKES) -> T:
     """The result of a call; what goes wrong in it is told as a mistake in `part` of the recipe."""
     try:
         return call()
-    except UserError as error:
-        raise UserError(f"{part}: {error}") from error
-    except MISTAKES as error:
-        said = str(error) or type(error).__name__
-        raise UserError(f"{part}: {said}; `ssl-ray show` lists every value, --set changes one") from error
+    except told as error:
+        said = error if isinstance(error, UserError) else f"{str(error) or type(error).__name__}; {CHANGE}"
+        raise UserError(f"{part}: {said}") from error

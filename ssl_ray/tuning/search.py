@@ -135,9 +135,11 @@ def _fresh(request: Request) -> _Search:
     )
     workers = base.workers.most if base.workers else max(1, int(request.gpus_per_trial or 1))
     from ssl_ray.resolve import resolve
+    from ssl_ray.training.preflight import preflight
 
     Workers.exactly(workers).sizes(recipe)
-    resolve(recipe, dataset.train.info, held_out=dataset.val is not None)
+    # What trials have in common.
+    preflight(resolve(recipe, dataset.train.info, held_out=dataset.val is not None).recipe)
     name = base.name or new_name("tune", recipe.name, dataset.train.info.name)
     folder = RunFolder.at(base.storage, name)
     if not request.dry_run and folder.holds(SEARCH_FILE):

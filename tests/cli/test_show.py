@@ -80,7 +80,7 @@ def test_json_is_a_recipe_that_show_and_pretrain_take(
             ("moco", "--set", "training.epoch=3"),
             "training.epoch: there is no 'epoch'; did you mean 'epochs'?",
         ),
-        (("moco", "--set", "training.epochs=x"), "Training.epochs = 'x': should be a valid integer"),
+        (("moco", "--set", "training.epochs=x"), "training.epochs = 'x': should be a valid integer"),
         (("moco", "--set", "training.global_batch_size=99999"), "is more than the"),
         (("moco", "--data", "no/such/folder"), "no/such/folder"),
     ],

@@ -140,6 +140,7 @@ def test_a_search_is_shown_for_a_cluster_that_is_elsewhere(tmp_path: Path) -> No
         (["mea"], "did you mean 'mae'"),
         (["mae", "--scheduler=hyperband"], "scheduler: 'hyperband'"),
         (["mae", "--search=optimization.base_rl=uniform(0,1)"], "did you mean 'base_lr'"),
+        (["swav", "--set=views.small_min_scale=0.9"], "views.small_min_scale: 0.9 is more than"),
         (["mae", "--objective=loss"], "there are knn_top1, rankme, embedding_std"),
         (["mae", "--time-budget=soon"], "write a number and s, m, h or d"),
         (["mae", "--cluster=gpus=8"], "goes with --dry-run"),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch._subclasses import FakeTensor
+from torch.optim import Adadelta
 
 from ssl_ray import experiments
 from ssl_ray.data.source import DatasetInfo
@@ -12,6 +13,7 @@ from ssl_ray.errors import UserError
 from ssl_ray.models import ResNet
 from ssl_ray.recipe import Recipe, override
 from ssl_ray.resolve import resolve
+from ssl_ray.spec import Spec
 from ssl_ray.training.preflight import preflight
 
 INFO = {
@@ -48,12 +50,36 @@ def test_every_recipe_can_be_built_and_run_without_memory(name: str, scale: str)
             "moco",
             "algorithm.backbone.depth",
             99,
-            "algorithm: ResNet: depth=99 does not exist; allowed: 18, 34",
+            "algorithm.backbone.depth = 99: should be 18, 34, 50, 101 or 152",
         ),
-        ("mae", "algorithm.backbone.num_heads", 5, "algorithm: num_heads: 5 does not divide the width 96"),
-        ("moco", "views.size", -3, "views.size: "),
+        (
+            "mae",
+            "algorithm.backbone.num_heads",
+            5,
+            "algorithm.backbone.num_heads: 5 does not divide the width 96",
+        ),
+        ("moco", "views.size", -3, "views.size = -3: "),
         ("simclr", "algorithm.neck.in_channels", 77, "algorithm: its parts do not fit: mat1 and mat2 shapes"),
-        ("moco", "optimization.optimizer.weight_decay", -1.0, "optimization.optimizer: Invalid weight_decay"),
+        (
+            "moco",
+            "optimization.optimizer.weight_decay",
+            -1.0,
+            "optimization.optimizer.weight_decay = -1.0: should be greater than or equal to 0",
+        ),
+        (
+            "moco",
+            "optimization.optimizer",
+            Spec(Adadelta, rho=2.0),
+            "optimization.optimizer: Invalid rho value",
+        ),
+        ("swav", "views.small_min_scale", 0.7, "views.small_min_scale: 0.7 is more than small_max_scale 0.6"),
+        (
+            "moco",
+            "views.num_views",
+            1,
+            "algorithm: its parts do not fit: MoCo needs 2 views of an image, gets 1; set views.num_views",
+        ),
+        ("byol", "views.min_sigma", 3.0, "views.min_sigma: 3 is more than max_sigma 2"),
     ],
 )
 def test_mistakes_name_their_part(

@@ -10,6 +10,7 @@ import numpy as np
 from ssl_ray.data.augment.scratch import scratch
 from ssl_ray.data.random import Draws
 from ssl_ray.errors import UserError
+from ssl_ray.ranges import Positive, Share
 
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 
@@ -106,8 +107,8 @@ class RandomResizedCrop:
     inside the image, then the largest central box with an admissible ratio.
     """
 
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    scale: tuple[Share, Share] = (0.08, 1.0)
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -141,7 +142,7 @@ class RandomResizedCrop:
 class CenterCrop:
     """The central square whose side is `fraction` of the short side; 0.875 is "resize 256, crop 224"."""
 
-    fraction: float = 0.875
+    fraction: Share = 0.875
 
     def __post_init__(self) -> None:
         _check_fraction(self.fraction)
@@ -156,7 +157,7 @@ class CenterCrop:
 class RandomSquare:
     """A square anywhere in the image whose side is `fraction` of the short side; 255/292 is "resize 292, crop 255"."""
 
-    fraction: float = 0.875
+    fraction: Share = 0.875
 
     def __post_init__(self) -> None:
         _check_fraction(self.fraction)

@@ -3,14 +3,20 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
+from pydantic import Field
 
 from ssl_ray.data.augment.color import adjust_brightness, adjust_contrast, adjust_saturation, solarize
 from ssl_ray.data.random import Draws
 from ssl_ray.errors import UserError
+from ssl_ray.ranges import Fraction, NotNegative, Share
+
+Operations = Annotated[int, Field(ge=0, le=100)]
+Magnitude = Annotated[float, Field(ge=0, le=10)]
+
 
 _LEVELS = 10.0  # of magnitudes
 
@@ -85,10 +91,10 @@ class RandAugment:
     with probability p.
     """
 
-    num_ops: int = 2
-    magnitude: float = 9.0
-    deviation: float = 0.5
-    p: float = 0.5
+    num_ops: Operations = 2
+    magnitude: Magnitude = 9.0
+    deviation: NotNegative = 0.5
+    p: Fraction = 0.5
 
     def __post_init__(self) -> None:
         if (
@@ -138,9 +144,9 @@ class RandomErasing:
     Noise is uniform over 0..255 for each pixel and channel. MAE and DeiT: p 0.25.
     """
 
-    p: float = 0.25
-    area: tuple[float, float] = (0.02, 1 / 3)
-    min_aspect: float = 0.3
+    p: Fraction = 0.25
+    area: tuple[Share, Share] = (0.02, 1 / 3)
+    min_aspect: Share = 0.3
 
     def __post_init__(self) -> None:
         if not 0 <= self.p <= 1 or not 0 < self.area[0] <= self.area[1] <= 1 or not 0 < self.min_aspect <= 1:

@@ -1,15 +1,21 @@
 """Random operations on one view: `draw` takes the parameters, `apply` uses them."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
+from pydantic import Field
 
 from ssl_ray.data.augment.color import color_jitter, solarize, to_grayscale
 from ssl_ray.data.augment.filters import gaussian_blur
 from ssl_ray.data.augment.geometry import horizontal_flip, rotate
 from ssl_ray.data.random import Draws
 from ssl_ray.errors import UserError
+from ssl_ray.ranges import Fraction, NotNegative
+
+Hue = Annotated[float, Field(ge=0, le=0.5)]
+Sigma = Annotated[float, Field(gt=0, le=100)]
+Degrees = Annotated[float, Field(ge=0, le=180)]
 
 
 class Transform(Protocol):
@@ -31,7 +37,7 @@ def _check_probability(p: float) -> None:
 class HorizontalFlip:
     """Mirrors with probability p."""
 
-    p: float = 0.5
+    p: Fraction = 0.5
 
     def __post_init__(self) -> None:
         _check_probability(self.p)
@@ -62,11 +68,11 @@ class ColorJitter:
     Strengths are torchvision's: factors from [max(0, 1 - strength), 1 + strength], hue shift from [-hue, hue] turns.
     """
 
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    p: float = 1.0
+    brightness: NotNegative = 0.4
+    contrast: NotNegative = 0.4
+    saturation: NotNegative = 0.4
+    hue: Hue = 0.1
+    p: Fraction = 1.0
 
     def __post_init__(self) -> None:
         _check_probability(self.p)
@@ -94,7 +100,7 @@ class ColorJitter:
 class Grayscale:
     """Luma in all channels with probability p."""
 
-    p: float = 0.2
+    p: Fraction = 0.2
 
     def __post_init__(self) -> None:
         _check_probability(self.p)
@@ -112,8 +118,8 @@ class Grayscale:
 class GaussianBlur:
     """Gaussian blur with probability p, sigma uniform, in pixels of the view."""
 
-    p: float = 0.5
-    sigma: tuple[float, float] = (0.1, 2.0)
+    p: Fraction = 0.5
+    sigma: tuple[Sigma, Sigma] = (0.1, 2.0)
 
     def __post_init__(self) -> None:
         _check_probability(self.p)
@@ -136,8 +142,8 @@ class GaussianBlur:
 class Solarize:
     """Inverts values from `threshold` upwards with probability p."""
 
-    p: float = 0.2
-    threshold: int = 128
+    p: Fraction = 0.2
+    threshold: Annotated[int, Field(ge=0, le=256)] = 128
 
     def __post_init__(self) -> None:
         _check_probability(self.p)
@@ -155,7 +161,7 @@ class Solarize:
 class Rotation:
     """Turns by an angle between -degrees and degrees, uniform; the corners that come in are black."""
 
-    degrees: float = 2.0
+    degrees: Degrees = 2.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.degrees <= 180:
@@ -185,7 +191,7 @@ class ColorDropping:
     that stays.
     """
 
-    p: float = 1.0
+    p: Fraction = 1.0
 
     def __post_init__(self) -> None:
         _check_probability(self.p)

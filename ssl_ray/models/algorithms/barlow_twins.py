@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from ssl_ray.errors import UserError
 from ssl_ray.models.base import BaseModel, Output, ParamGroup, Samples, Views
 from ssl_ray.models.heads.latent_cross_correlation_head import LatentCrossCorrelationHead
+from ssl_ray.ranges import NotNegative
 
 
 class BarlowTwins(BaseModel):
@@ -20,6 +21,7 @@ class BarlowTwins(BaseModel):
             Optimisers without a trust ratio (SGD, AdamW) want 1.
     """
 
+    num_views = 2
     neck: nn.Module
     head: LatentCrossCorrelationHead
 
@@ -28,7 +30,7 @@ class BarlowTwins(BaseModel):
         backbone: nn.Module,
         neck: nn.Module,
         head: nn.Module,
-        bias_lr_scale: float = 0.024,
+        bias_lr_scale: NotNegative = 0.024,
         pretrained: str | None = None,
         data_preprocessor: nn.Module | None = None,
     ) -> None:

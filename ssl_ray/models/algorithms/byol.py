@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ssl_ray.models.base import BaseModel, Output, Progress, Samples, Views
 from ssl_ray.models.heads.latent_predict_head import LatentPredictHead
 from ssl_ray.models.teacher import Teacher, cosine_momentum
+from ssl_ray.ranges import Fraction
 
 
 class BYOL(BaseModel):
@@ -21,6 +22,7 @@ class BYOL(BaseModel):
         momentum: weight of the old average in the teacher at the first step; from there half a cosine to 1.
     """
 
+    num_views = 2
     neck: nn.Module
     head: LatentPredictHead
 
@@ -29,7 +31,7 @@ class BYOL(BaseModel):
         backbone: nn.Module,
         neck: nn.Module,
         head: LatentPredictHead,
-        momentum: float = 0.996,
+        momentum: Fraction = 0.996,
         pretrained: str | None = None,
         data_preprocessor: nn.Module | None = None,
     ) -> None:

@@ -13,6 +13,7 @@ from ssl_ray.models.necks.cae_neck import CAENeck
 from ssl_ray.models.preprocessing import DataPreprocessor
 from ssl_ray.models.teacher import Teacher
 from ssl_ray.models.tokenizers.tokenizer import Tokenizer
+from ssl_ray.ranges import Count, Fraction
 
 
 class Prediction(NamedTuple):
@@ -58,8 +59,8 @@ class CAE(BaseModel):
         neck: nn.Module,
         head: nn.Module,
         tokenizer: Tokenizer | None = None,
-        num_masked: int = 75,
-        momentum: float = 0.0,
+        num_masked: Count = 75,
+        momentum: Fraction = 0.0,
         pretrained: str | None = None,
         data_preprocessor: DataPreprocessor | None = None,
     ) -> None:

@@ -16,9 +16,10 @@ from ssl_ray.models.base import (
     Views,
     apart,
 )
-from ssl_ray.models.clustering import class_weights, kmeans, whiten
+from ssl_ray.models.clustering import Power, class_weights, kmeans, whiten
 from ssl_ray.models.encoder import pooled
 from ssl_ray.models.heads.cls_head import ClsHead, ClsPrediction
+from ssl_ray.ranges import Count, Natural, Seed
 
 
 class DeepCluster(BaseModel):
@@ -58,13 +59,13 @@ class DeepCluster(BaseModel):
         self,
         backbone: nn.Module,
         head: nn.Module,
-        num_samples: int,
+        num_samples: Natural,
         neck: nn.Module | None = None,
-        interval: int = 1,
-        pca_dim: int = 256,
-        kmeans_iterations: int = 20,
-        seed: int = 0,
-        reweight_power: float = 1.0,
+        interval: Count = 1,
+        pca_dim: Count = 256,
+        kmeans_iterations: Natural = 20,
+        seed: Seed = 0,
+        reweight_power: Power = 1.0,
         weights_sum_to_one: bool = False,
         decay_norms: bool = True,
         pretrained: str | None = None,

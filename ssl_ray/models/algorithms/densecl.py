@@ -15,6 +15,7 @@ from ssl_ray.models.necks.densecl_neck import DenseProjection
 from ssl_ray.models.shuffle_bn import encode, encode_shuffled
 from ssl_ray.models.teacher import Teacher
 from ssl_ray.models.unit import unit
+from ssl_ray.ranges import Count, Fraction, Natural
 
 
 class DenseCL(BaseModel):
@@ -40,6 +41,7 @@ class DenseCL(BaseModel):
     Reads `samples["shuffle"]`, the permutation of the global batch, where given; else draws it.
     """
 
+    num_views = 2
     neck: nn.Module
     head: ContrastiveHead
     steps: Tensor
@@ -49,12 +51,12 @@ class DenseCL(BaseModel):
         backbone: nn.Module,
         neck: nn.Module,
         head: ContrastiveHead,
-        queue_size: int = 65536,
-        momentum: float = 0.999,
-        loss_lambda: float = 0.5,
-        start_iters: int = 1000,
+        queue_size: Count = 65536,
+        momentum: Fraction = 0.999,
+        loss_lambda: Fraction = 0.5,
+        start_iters: Natural = 1000,
         shuffle_bn: bool = True,
-        split_bn: int = 1,
+        split_bn: Count = 1,
         decay_norms: bool = True,
         pretrained: str | None = None,
         data_preprocessor: nn.Module | None = None,

@@ -11,6 +11,7 @@ from ssl_ray.models.memories.queue import Queue
 from ssl_ray.models.shuffle_bn import encode, encode_shuffled
 from ssl_ray.models.teacher import Teacher
 from ssl_ray.models.unit import unit
+from ssl_ray.ranges import Count, Fraction
 
 
 class MoCo(BaseModel):
@@ -36,6 +37,7 @@ class MoCo(BaseModel):
     Reads `samples["shuffle"]`, the permutation of the global batch, where given; else draws it.
     """
 
+    num_views = 2
     neck: nn.Module
     head: ContrastiveHead
 
@@ -44,10 +46,10 @@ class MoCo(BaseModel):
         backbone: nn.Module,
         neck: nn.Module,
         head: ContrastiveHead,
-        queue_size: int = 65536,
-        momentum: float = 0.999,
+        queue_size: Count = 65536,
+        momentum: Fraction = 0.999,
         shuffle_bn: bool = True,
-        split_bn: int = 1,
+        split_bn: Count = 1,
         decay_norms: bool = True,
         pretrained: str | None = None,
         data_preprocessor: nn.Module | None = None,

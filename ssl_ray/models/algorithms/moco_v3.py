@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ssl_ray.models.base import BaseModel, Output, Progress, Samples, Views
 from ssl_ray.models.heads.moco_v3_head import MoCoV3Head
 from ssl_ray.models.teacher import Teacher, cosine_momentum
+from ssl_ray.ranges import Fraction
 
 
 class MoCoV3(BaseModel):
@@ -23,6 +24,7 @@ class MoCoV3(BaseModel):
         decay_norms: weight decay acts on biases and norms, too: so does the official code for ViTs, not for ResNets.
     """
 
+    num_views = 2
     neck: nn.Module
     head: MoCoV3Head
 
@@ -31,7 +33,7 @@ class MoCoV3(BaseModel):
         backbone: nn.Module,
         neck: nn.Module,
         head: MoCoV3Head,
-        momentum: float = 0.99,
+        momentum: Fraction = 0.99,
         decay_norms: bool = False,
         pretrained: str | None = None,
         data_preprocessor: nn.Module | None = None,

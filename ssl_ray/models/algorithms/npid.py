@@ -1,6 +1,9 @@
 """NPID, instance discrimination with a memory bank (Wu et al. 2018, arXiv 1805.01978)."""
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from ssl_ray import distributed
@@ -41,7 +44,7 @@ class NPID(BaseModel):
         neck: nn.Module,
         head: ContrastiveHead,
         memory: SimpleMemory,
-        num_negatives: int = 65536,
+        num_negatives: Annotated[int, Field(gt=0, le=2**20)] = 65536,
         ensure_neg: bool = False,
         decay_norms: bool = True,
         pretrained: str | None = None,

@@ -15,11 +15,12 @@ from ssl_ray.models.base import (
     Views,
     apart,
 )
-from ssl_ray.models.clustering import class_weights, kmeans
+from ssl_ray.models.clustering import Power, class_weights, kmeans
 from ssl_ray.models.dropout import dropout_scale
 from ssl_ray.models.heads.cls_head import ClsHead, ClsPrediction
 from ssl_ray.models.memories.odc_memory import ODCMemory
 from ssl_ray.models.necks.odc_neck import ODCNeck
+from ssl_ray.ranges import Count, Natural, Seed
 
 
 class ODC(BaseModel):
@@ -56,11 +57,11 @@ class ODC(BaseModel):
         neck: nn.Module,
         head: nn.Module,
         memory: ODCMemory,
-        centroids_interval: int = 10,
-        small_clusters_interval: int = 1,
-        kmeans_iterations: int = 20,
-        seed: int = 0,
-        reweight_power: float = 0.5,
+        centroids_interval: Count = 10,
+        small_clusters_interval: Count = 1,
+        kmeans_iterations: Natural = 20,
+        seed: Seed = 0,
+        reweight_power: Power = 0.5,
         weights_sum_to_one: bool = False,
         decay_norms: bool = True,
         pretrained: str | None = None,

@@ -8,6 +8,7 @@ from ssl_ray.models.base import BaseModel, Output, ParamGroup, Samples, Views, a
 from ssl_ray.models.dropout import dropout_scale
 from ssl_ray.models.heads.cls_head import ClsHead, ClsPrediction
 from ssl_ray.models.necks.relative_loc_neck import RelativeLocNeck
+from ssl_ray.ranges import NotNegative
 
 
 class RelativeLoc(BaseModel):
@@ -39,7 +40,7 @@ class RelativeLoc(BaseModel):
         neck: nn.Module,
         head: nn.Module,
         repeat_center: bool = False,
-        decay_factor: float = 1.0,
+        decay_factor: NotNegative = 1.0,
         decay_norms: bool = True,
         pretrained: str | None = None,
         data_preprocessor: nn.Module | None = None,

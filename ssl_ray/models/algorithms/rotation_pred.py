@@ -37,6 +37,10 @@ class RotationPred(BaseModel):
         data_preprocessor: nn.Module | None = None,
     ) -> None:
         super().__init__(backbone, None, head, pretrained, data_preprocessor)
+        if getattr(head, "num_classes", QUARTER_TURNS) < QUARTER_TURNS:
+            raise UserError(
+                f"RotationPred: head.num_classes {head.num_classes} is less than the {QUARTER_TURNS} turns there are"
+            )
         self.decay_norms = decay_norms
         self.clockwise = clockwise
 

@@ -21,6 +21,7 @@ class SimCLR(BaseModel):
             are -inf; has `accuracy(pos, neg)`.
     """
 
+    num_views = 2
     neck: nn.Module
     head: ContrastiveHead
 

@@ -21,6 +21,7 @@ class SimSiam(BaseModel):
         decay_norms: weight decay acts on biases and norms, too, as in the official code.
     """
 
+    num_views = 2
     neck: nn.Module
     head: LatentPredictHead
 

@@ -11,6 +11,7 @@ from ssl_ray.errors import UserError
 from ssl_ray.models.base import BaseModel, Output, ParamGroup, Progress, Samples, Views
 from ssl_ray.models.heads.swav_head import SwAVHead
 from ssl_ray.models.memories.swav_queue import SwAVQueue
+from ssl_ray.ranges import Natural
 
 
 class SwAV(BaseModel):
@@ -40,9 +41,9 @@ class SwAV(BaseModel):
         backbone: nn.Module,
         neck: nn.Module,
         head: SwAVHead,
-        queue_size: int = 0,
-        queue_start_epoch: int = 15,
-        freeze_prototypes_epochs: int = 1,
+        queue_size: Natural = 0,
+        queue_start_epoch: Natural = 15,
+        freeze_prototypes_epochs: Natural = 1,
         pretrained: str | None = None,
         data_preprocessor: nn.Module | None = None,
     ) -> None:

@@ -12,6 +12,7 @@ from ssl_ray.models.backbones.vit import (
     sincos_positions,
     xavier_init,
 )
+from ssl_ray.ranges import Channels, Count, Depth, Pixels, Rate, Ratio
 
 
 class MoCoV3ViT(nn.Module):
@@ -33,15 +34,15 @@ class MoCoV3ViT(nn.Module):
 
     def __init__(
         self,
-        img_size: int = 224,
-        patch_size: int = 16,
-        in_channels: int = 3,
-        embed_dim: int = 384,
-        depth: int = 12,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
+        img_size: Pixels = 224,
+        patch_size: Pixels = 16,
+        in_channels: Channels = 3,
+        embed_dim: Channels = 384,
+        depth: Depth = 12,
+        num_heads: Count = 12,
+        mlp_ratio: Ratio = 4.0,
         stop_grad_conv1: bool = True,
-        drop_path: float = 0.0,
+        drop_path: Rate = 0.0,
     ) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(img_size, patch_size, in_channels, embed_dim)

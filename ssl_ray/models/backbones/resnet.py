@@ -4,11 +4,13 @@ The blocks are written out, not taken from torchvision: its import would cost ev
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from ssl_ray.errors import UserError
+from ssl_ray.ranges import Channels
 
 
 def _conv_bn(
@@ -70,6 +72,9 @@ class Bottleneck(nn.Module):
         return self.relu(x + shortcut)  # type: ignore[no-any-return]
 
 
+ResNetDepth = Literal[18, 34, 50, 101, 152]
+Maps = Annotated[Sequence[Annotated[int, Field(ge=0, le=4)]], Field(min_length=1)]
+"""0 the stem, 1 to 4 the stages."""
 Block = type[BasicBlock] | type[Bottleneck]
 # depth -> (block, blocks per stage)
 LAYOUTS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
@@ -104,18 +109,18 @@ class ResNet(nn.Module):
         out_indices: maps to return, ascending: 0 the stem (before max-pool), 1..4 the stages.
         stem_width: channels of the stem; `width` when None.
 
-    `feature_dim` is the number of channels of the last stage's map.
+    Stages above the last map are not trained. `feature_dim` is the number of channels of that map.
     """
 
     def __init__(
         self,
-        depth: int = 50,
-        width: int = 64,
+        depth: ResNetDepth = 50,
+        width: Channels = 64,
         stem: Literal["imagenet", "small", "small_s2", "small_p2"] = "imagenet",
         zero_init_residual: bool = False,
-        in_channels: int = 3,
-        out_indices: Sequence[int] = (4,),
-        stem_width: int | None = None,
+        in_channels: Channels = 3,
+        out_indices: Maps = (4,),
+        stem_width: Channels | None = None,
     ) -> None:
         super().__init__()
         if depth not in LAYOUTS:
@@ -135,13 +140,15 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if pool else nn.Identity()
-        stages = []
+        stages, widths = [], [channels]
         for i, blocks in enumerate(blocks_per_stage):
             planes = width * 2**i
-            stages.append(_stage(block, channels, planes, blocks, stride=1 if i == 0 else 2))
-            channels = planes * block.expansion
+            stages.append(_stage(block, widths[-1], planes, blocks, stride=1 if i == 0 else 2))
+            widths.append(planes * block.expansion)
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.feature_dim = channels
+        for unused in stages[max(out_indices) :]:
+            unused.requires_grad_(False)
+        self.feature_dim = widths[out_indices[-1]]
         self._init_weights(zero_init_residual)
 
     def _init_weights(self, zero_init_residual: bool) -> None:

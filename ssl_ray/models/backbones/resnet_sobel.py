@@ -1,12 +1,12 @@
 """A ResNet that sees edges instead of colours."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
 
-from ssl_ray.models.backbones.resnet import ResNet
+from ssl_ray.models.backbones.resnet import Maps, ResNet, ResNetDepth
 from ssl_ray.models.backbones.sobel import Sobel
+from ssl_ray.ranges import Channels
 
 
 class ResNetSobel(ResNet):
@@ -18,12 +18,12 @@ class ResNetSobel(ResNet):
 
     def __init__(
         self,
-        depth: int = 50,
-        width: int = 64,
+        depth: ResNetDepth = 50,
+        width: Channels = 64,
         stem: Literal["imagenet", "small", "small_s2", "small_p2"] = "imagenet",
         zero_init_residual: bool = False,
-        out_indices: Sequence[int] = (4,),
-        stem_width: int | None = None,
+        out_indices: Maps = (4,),
+        stem_width: Channels | None = None,
     ) -> None:
         super().__init__(depth, width, stem, zero_init_residual, 2, out_indices, stem_width)
         self.sobel = Sobel()

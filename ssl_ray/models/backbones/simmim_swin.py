@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ssl_ray.errors import UserError
 from ssl_ray.models.backbones.drop_path import growing_rates
 from ssl_ray.models.backbones.swin import PatchMerging, SwinBlock, SwinPatchEmbed
+from ssl_ray.ranges import Channels, Count, Depth, Pixels, Rate, Ratio, Window
 
 
 class SwinStage(nn.Module):
@@ -46,15 +47,15 @@ class SimMIMSwinTransformer(nn.Module):
 
     def __init__(
         self,
-        img_size: int = 192,
-        patch_size: int = 4,
-        in_channels: int = 3,
-        embed_dim: int = 128,
-        depths: Sequence[int] = (2, 2, 18, 2),
-        num_heads: Sequence[int] = (4, 8, 16, 32),
-        window_size: int = 6,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
+        img_size: Pixels = 192,
+        patch_size: Pixels = 4,
+        in_channels: Channels = 3,
+        embed_dim: Channels = 128,
+        depths: Sequence[Depth] = (2, 2, 18, 2),
+        num_heads: Sequence[Count] = (4, 8, 16, 32),
+        window_size: Window = 6,
+        mlp_ratio: Ratio = 4.0,
+        drop_path: Rate = 0.0,
         pad_small_maps: bool = False,
     ) -> None:
         super().__init__()

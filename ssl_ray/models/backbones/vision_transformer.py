@@ -1,13 +1,17 @@
 """VisionTransformer: the plain one, for weights that none of the algorithms here has trained."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from ssl_ray.errors import UserError
 from ssl_ray.models.backbones.drop_path import growing_rates
 from ssl_ray.models.backbones.vit import Block, PatchEmbed, resize_positions_on_load
+from ssl_ray.ranges import MOST_PATCHES, Channels, Count, Depth, NotNegative, Pixels, Rate, Ratio
+
+Registers = Annotated[int, Field(ge=0, le=MOST_PATCHES)]
 
 
 class VisionTransformer(nn.Module):
@@ -29,17 +33,17 @@ class VisionTransformer(nn.Module):
 
     def __init__(
         self,
-        img_size: int = 224,
-        patch_size: int = 16,
-        in_channels: int = 3,
-        embed_dim: int = 384,
-        depth: int = 12,
-        num_heads: int = 6,
-        mlp_ratio: float = 4.0,
-        layer_scale: float = 0.0,
-        num_registers: int = 0,
+        img_size: Pixels = 224,
+        patch_size: Pixels = 16,
+        in_channels: Channels = 3,
+        embed_dim: Channels = 384,
+        depth: Depth = 12,
+        num_heads: Count = 6,
+        mlp_ratio: Ratio = 4.0,
+        layer_scale: NotNegative = 0.0,
+        num_registers: Registers = 0,
         pool: Literal["token", "mean"] = "token",
-        drop_path: float = 0.0,
+        drop_path: Rate = 0.0,
     ) -> None:
         super().__init__()
         if pool not in ("token", "mean"):

@@ -15,12 +15,16 @@ from torch import Tensor, nn
 
 from ssl_ray.errors import UserError
 from ssl_ray.models.backbones.drop_path import dropped
+from ssl_ray.ranges import MOST_PATCHES
 
 logger = logging.getLogger(__name__)
 
 
 class PatchEmbed(nn.Module):
-    """Cuts an image into square patches and projects each. Raises UserError unless patch_size divides img_size."""
+    """Cuts an image into square patches and projects each.
+
+    Raises UserError unless patch_size divides img_size, and for more patches than any Transformer compares.
+    """
 
     def __init__(
         self, img_size: int = 224, patch_size: int = 16, in_channels: int = 3, embed_dim: int = 768
@@ -30,6 +34,11 @@ class PatchEmbed(nn.Module):
             raise UserError(
                 f"patch_size: {patch_size} does not divide img_size {img_size}; "
                 f"choose one of {[p for p in range(2, img_size) if img_size % p == 0]}"
+            )
+        if (img_size // patch_size) ** 2 > MOST_PATCHES:
+            raise UserError(
+                f"patch_size: {patch_size} makes {(img_size // patch_size) ** 2} patches of {img_size} x {img_size} "
+                f"pixels, more than {MOST_PATCHES}; raise it, or lower the size of the views"
             )
         self.img_size = img_size
         self.grid = (img_size // patch_size, img_size // patch_size)
@@ -70,10 +79,12 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU between."""
+    """Two linear layers with a GELU between. Raises UserError if nothing is left in between."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
+        if hidden_dim < 1:
+            raise UserError(f"mlp_ratio: too small for a width of {dim}; {1 / dim:.3g} leaves one channel")
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 

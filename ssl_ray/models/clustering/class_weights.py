@@ -1,8 +1,14 @@
 """Weights against clusters of unequal size."""
 
+from typing import Annotated
+
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
+
+Power = Annotated[float, Field(ge=0, le=3)]
+"""Of a size: above, `sum_to_one` leaves float32 where a class is empty."""
 
 
 @torch.no_grad()

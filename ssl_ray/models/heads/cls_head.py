@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_ray.models.losses.cross_entropy_loss import CrossEntropyLoss
+from ssl_ray.ranges import Channels, Classes, NotNegative
 
 
 class ClsPrediction(NamedTuple):
@@ -28,11 +29,11 @@ class ClsHead(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        num_classes: int,
+        in_channels: Channels,
+        num_classes: Classes,
         with_avg_pool: bool = False,
         loss: nn.Module | None = None,
-        init_std: float = 0.01,
+        init_std: NotNegative = 0.01,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_ray.models.losses.cross_entropy_loss import CrossEntropyLoss
+from ssl_ray.ranges import Positive
 
 
 class ContrastiveHead(nn.Module):
@@ -15,7 +16,7 @@ class ContrastiveHead(nn.Module):
         loss: called with logits (B, 1 + K) and target (B,); CrossEntropyLoss() when None.
     """
 
-    def __init__(self, temperature: float = 0.1, loss: nn.Module | None = None) -> None:
+    def __init__(self, temperature: Positive = 0.1, loss: nn.Module | None = None) -> None:
         super().__init__()
         self.temperature = temperature
         self.loss = loss or CrossEntropyLoss()

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ssl_ray import distributed
 from ssl_ray.models.losses.cross_correlation_loss import CrossCorrelationLoss
 from ssl_ray.models.sync_batch_norm import SyncBatchNorm
+from ssl_ray.ranges import Channels
 
 
 class LatentCrossCorrelationHead(nn.Module):
@@ -20,7 +21,7 @@ class LatentCrossCorrelationHead(nn.Module):
         loss: called with the matrix (D, D); CrossCorrelationLoss() when None.
     """
 
-    def __init__(self, in_channels: int, loss: nn.Module | None = None) -> None:
+    def __init__(self, in_channels: Channels, loss: nn.Module | None = None) -> None:
         super().__init__()
         self.bn = SyncBatchNorm(in_channels, affine=False)
         self.loss = loss or CrossCorrelationLoss()

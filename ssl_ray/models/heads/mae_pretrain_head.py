@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ssl_ray.errors import UserError
 from ssl_ray.models.losses.mae_reconstruction_loss import MAEReconstructionLoss
+from ssl_ray.ranges import Pixels
 
 
 class MAEPretrainHead(nn.Module):
@@ -15,7 +16,9 @@ class MAEPretrainHead(nn.Module):
     `norm_pix` the target is each patch with zero mean and unit (unbiased) variance, which the paper's best models use.
     """
 
-    def __init__(self, patch_size: int = 16, norm_pix: bool = False, loss: nn.Module | None = None) -> None:
+    def __init__(
+        self, patch_size: Pixels = 16, norm_pix: bool = False, loss: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.norm_pix = norm_pix

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ssl_ray import distributed
 from ssl_ray.models.losses.cross_entropy_loss import CrossEntropyLoss
 from ssl_ray.models.unit import unit
+from ssl_ray.ranges import Positive
 
 
 class MoCoV3Head(nn.Module):
@@ -18,7 +19,9 @@ class MoCoV3Head(nn.Module):
             paper's factor, with which a rate fits other temperatures, too.
     """
 
-    def __init__(self, predictor: nn.Module, temperature: float = 1.0, loss: nn.Module | None = None) -> None:
+    def __init__(
+        self, predictor: nn.Module, temperature: Positive = 1.0, loss: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.predictor = predictor
         self.temperature = temperature

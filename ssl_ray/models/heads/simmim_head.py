@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from ssl_ray.errors import UserError
 from ssl_ray.models.losses.simmim_reconstruction_loss import SimMIMReconstructionLoss
+from ssl_ray.ranges import Pixels
 
 
 class SimMIMHead(nn.Module):
@@ -14,7 +15,7 @@ class SimMIMHead(nn.Module):
         loss: called with pred, target (B, C, H, W) and mask (B, 1, H, W); SimMIMReconstructionLoss() when None.
     """
 
-    def __init__(self, patch_size: int = 4, loss: nn.Module | None = None) -> None:
+    def __init__(self, patch_size: Pixels = 4, loss: nn.Module | None = None) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.loss = loss or SimMIMReconstructionLoss()

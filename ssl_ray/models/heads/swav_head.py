@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_ray.models.losses.swav_loss import SwAVLoss
+from ssl_ray.ranges import Channels, Classes
 
 
 class SwAVHead(nn.Module):
@@ -16,7 +17,9 @@ class SwAVHead(nn.Module):
         loss: called with scores (B, V, K) and what `forward` says about the queue; SwAVLoss() when None.
     """
 
-    def __init__(self, in_channels: int, num_prototypes: int = 3000, loss: SwAVLoss | None = None) -> None:
+    def __init__(
+        self, in_channels: Channels, num_prototypes: Classes = 3000, loss: SwAVLoss | None = None
+    ) -> None:
         super().__init__()
         self.prototypes = nn.Linear(in_channels, num_prototypes, bias=False)
         self.normalize_prototypes()

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_ray.ranges import NotNegative
+
 
 class CAELoss(nn.Module):
     """Cross-entropy of the tokens, and `align_weight` times the mean squared error of the latents.
@@ -12,7 +14,7 @@ class CAELoss(nn.Module):
     under autocast.
     """
 
-    def __init__(self, align_weight: float = 2.0) -> None:
+    def __init__(self, align_weight: NotNegative = 2.0) -> None:
         super().__init__()
         self.align_weight = align_weight
 

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_ray.ranges import Positive
+
 
 class CosineSimilarityLoss(nn.Module):
     """Mean of shift_factor - scale_factor * cos(pred, target) over the last axis; in float32 at least, autocast or not.
@@ -12,7 +14,7 @@ class CosineSimilarityLoss(nn.Module):
     of unit vectors (arXiv 2006.07733, eq. 2).
     """
 
-    def __init__(self, shift_factor: float = 0.0, scale_factor: float = 1.0) -> None:
+    def __init__(self, shift_factor: float = 0.0, scale_factor: Positive = 1.0) -> None:
         super().__init__()
         self.shift_factor = shift_factor
         self.scale_factor = scale_factor

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ssl_ray.ranges import NotNegative
+
 
 class CrossCorrelationLoss(nn.Module):
     """sum_i (C_ii - 1)^2 + lambd * sum_{i != j} C_ij^2 (Zbontar et al. 2021, arXiv 2103.03230, eq. 1).
@@ -14,7 +16,7 @@ class CrossCorrelationLoss(nn.Module):
         lambd: weight of redundancy against invariance.
     """
 
-    def __init__(self, lambd: float = 0.0051) -> None:
+    def __init__(self, lambd: NotNegative = 0.0051) -> None:
         super().__init__()
         self.lambd = lambd
 

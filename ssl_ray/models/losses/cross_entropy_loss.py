@@ -4,11 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_ray.ranges import Positive
+
 
 class CrossEntropyLoss(nn.Module):
     """Mean over rows of -log softmax(logits)[target], times `loss_weight`; in float32 at least, autocast or not."""
 
-    def __init__(self, loss_weight: float = 1.0) -> None:
+    def __init__(self, loss_weight: Positive = 1.0) -> None:
         super().__init__()
         self.loss_weight = loss_weight
 

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_ray.ranges import Rate
+
 
 class LabelSmoothLoss(nn.Module):
     """Mean over rows of -sum_c q_c log softmax(logits)_c, in float32 at least, autocast or not.
@@ -12,7 +14,7 @@ class LabelSmoothLoss(nn.Module):
     2015, arXiv 1512.00567, section 7.
     """
 
-    def __init__(self, smoothing: float = 0.1) -> None:
+    def __init__(self, smoothing: Rate = 0.1) -> None:
         super().__init__()
         self.smoothing = smoothing
 

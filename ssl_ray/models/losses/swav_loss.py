@@ -1,12 +1,15 @@
 """SwAVLoss: the cluster of one crop, predicted from all others."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from ssl_ray.errors import UserError
 from ssl_ray.models.losses.sinkhorn import sinkhorn
+from ssl_ray.ranges import Natural, Positive
 
 
 class SwAVLoss(nn.Module):
@@ -24,10 +27,10 @@ class SwAVLoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float = 0.1,
-        epsilon: float = 0.05,
-        sinkhorn_iterations: int = 3,
-        crops_for_assign: Sequence[int] = (0, 1),
+        temperature: Positive = 0.1,
+        epsilon: Positive = 0.05,
+        sinkhorn_iterations: Annotated[int, Field(gt=0, le=1000)] = 3,
+        crops_for_assign: Annotated[Sequence[Natural], Field(min_length=1)] = (0, 1),
     ) -> None:
         super().__init__()
         self.temperature = temperature

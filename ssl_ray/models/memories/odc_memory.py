@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ssl_ray import distributed
 from ssl_ray.errors import UserError
 from ssl_ray.models.clustering.kmeans import cluster_means, kmeans
+from ssl_ray.ranges import Channels, Classes, Count, Natural, Rate
 
 
 class ODCMemory(nn.Module):
@@ -27,7 +28,12 @@ class ODCMemory(nn.Module):
     centroids: Tensor
 
     def __init__(
-        self, num_samples: int, dim: int, num_clusters: int, momentum: float = 0.5, min_cluster: int = 20
+        self,
+        num_samples: Count,
+        dim: Channels,
+        num_clusters: Classes,
+        momentum: Rate = 0.5,
+        min_cluster: Natural = 20,
     ) -> None:
         super().__init__()
         if num_samples < num_clusters:

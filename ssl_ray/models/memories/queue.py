@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_ray.ranges import Channels, Count
+
 
 class Queue(nn.Module):
     """The last `size` embeddings (He et al. 2019, arXiv 1911.05722, section 3.2); starts as random unit vectors.
@@ -15,7 +17,7 @@ class Queue(nn.Module):
     rows: Tensor
     pointer: Tensor
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: Count, dim: Channels) -> None:
         super().__init__()
         self.register_buffer("rows", F.normalize(torch.randn(size, dim), dim=1))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))

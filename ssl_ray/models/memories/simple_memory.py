@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_ray.ranges import Channels, Count, Rate
+
 # Similarities held at a time: half a GiB of float32.
 _AT_ONCE = 2**27
 
@@ -21,7 +23,7 @@ class SimpleMemory(nn.Module):
 
     rows: Tensor
 
-    def __init__(self, num_samples: int, dim: int, momentum: float = 0.5) -> None:
+    def __init__(self, num_samples: Count, dim: Channels, momentum: Rate = 0.5) -> None:
         super().__init__()
         self.momentum = momentum
         self.register_buffer("rows", F.normalize(torch.randn(num_samples, dim), dim=1))

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ssl_ray.ranges import Channels, Count
+
 
 class SwAVQueue(nn.Module):
     """The last `size` images' embeddings of `num_crops` crops, newest batch first (arXiv 2006.09882, section 3.1).
@@ -13,7 +15,7 @@ class SwAVQueue(nn.Module):
 
     rows: Tensor
 
-    def __init__(self, size: int, num_crops: int, dim: int) -> None:
+    def __init__(self, size: Count, num_crops: Count, dim: Channels) -> None:
         super().__init__()
         self.register_buffer("rows", torch.zeros(size, num_crops, dim))
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_ray.ranges import Window
+
 
 class AvgPool2dNeck(nn.Module):
     """The backbone's last map averaged to output_size x output_size cells, as one vector.
@@ -13,7 +15,7 @@ class AvgPool2dNeck(nn.Module):
         output_size: cells on a side.
     """
 
-    def __init__(self, output_size: int = 1) -> None:
+    def __init__(self, output_size: Window = 1) -> None:
         super().__init__()
         self.output_size = output_size
 

@@ -12,6 +12,7 @@ from ssl_ray.models.backbones.cae_vit import (
 )
 from ssl_ray.models.backbones.drop_path import dropped, growing_rates
 from ssl_ray.models.backbones.vit import MLP, xavier_init
+from ssl_ray.ranges import Channels, Classes, Count, Depth, NotNegative, Rate, Ratio
 
 
 class CAENeck(nn.Module):
@@ -34,16 +35,16 @@ class CAENeck(nn.Module):
 
     def __init__(
         self,
-        embed_dim: int = 768,
-        num_tokens: int = 8192,
-        regressor_depth: int = 4,
-        decoder_depth: int = 4,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
-        layer_scale: float = 0.1,
+        embed_dim: Channels = 768,
+        num_tokens: Classes = 8192,
+        regressor_depth: Depth = 4,
+        decoder_depth: Depth = 4,
+        num_heads: Count = 12,
+        mlp_ratio: Ratio = 4.0,
+        layer_scale: NotNegative = 0.1,
         k_bias: bool = False,
         regressor_bias: bool = True,
-        drop_path: float = 0.0,
+        drop_path: Rate = 0.0,
     ) -> None:
         super().__init__()
         self.num_tokens = num_tokens

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ssl_ray.ranges import Channels, Window
+
 
 class DenseProjection(NamedTuple):
     """What DenseCLNeck makes of a map.
@@ -31,7 +33,11 @@ class DenseCLNeck(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, hid_channels: int, out_channels: int, num_grid: int | None = None
+        self,
+        in_channels: Channels,
+        hid_channels: Channels,
+        out_channels: Channels,
+        num_grid: Window | None = None,
     ) -> None:
         super().__init__()
         self.out_channels = out_channels

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ssl_ray.ranges import Channels
+
 
 class LinearNeck(nn.Module):
     """Global average pool, then one fully connected layer with bias (MoCo v1, NPID).
@@ -14,7 +16,7 @@ class LinearNeck(nn.Module):
         with_avg_pool: False where the backbone's last output is already (B, in_channels).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, with_avg_pool: bool = True) -> None:
+    def __init__(self, in_channels: Channels, out_channels: Channels, with_avg_pool: bool = True) -> None:
         super().__init__()
         self.out_channels = out_channels
         self.with_avg_pool = with_avg_pool

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ssl_ray.errors import UserError
 from ssl_ray.models.backbones.vit import Block, resize_positions_on_load, sincos_positions, xavier_init
+from ssl_ray.ranges import Channels, Count, Depth, Patches, Pixels, Ratio
 
 
 class MAEPretrainDecoder(nn.Module):
@@ -20,19 +21,23 @@ class MAEPretrainDecoder(nn.Module):
 
     def __init__(
         self,
-        num_patches: int = 196,
-        patch_size: int = 16,
-        in_channels: int = 3,
-        embed_dim: int = 768,
-        decoder_embed_dim: int = 512,
-        decoder_depth: int = 8,
-        decoder_num_heads: int = 16,
-        mlp_ratio: float = 4.0,
+        num_patches: Patches = 196,
+        patch_size: Pixels = 16,
+        in_channels: Channels = 3,
+        embed_dim: Channels = 768,
+        decoder_embed_dim: Channels = 512,
+        decoder_depth: Depth = 8,
+        decoder_num_heads: Count = 16,
+        mlp_ratio: Ratio = 4.0,
     ) -> None:
         super().__init__()
         side = math.isqrt(num_patches)
         if side * side != num_patches:
             raise UserError(f"num_patches: {num_patches} is not a square; give (img_size / patch_size)^2")
+        if decoder_embed_dim % decoder_num_heads:
+            raise UserError(
+                f"decoder_num_heads: {decoder_num_heads} does not divide decoder_embed_dim {decoder_embed_dim}"
+            )
         self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_embed_dim))
         self.register_buffer("decoder_pos_embed", sincos_positions((side, side), decoder_embed_dim))

@@ -2,10 +2,13 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from ssl_ray.errors import UserError
+from ssl_ray.ranges import Channels, Depth
 
 
 class NonLinearNeck(nn.Sequential):
@@ -28,10 +31,10 @@ class NonLinearNeck(nn.Sequential):
 
     def __init__(
         self,
-        in_channels: int,
-        hid_channels: int,
-        out_channels: int,
-        num_layers: int = 2,
+        in_channels: Channels,
+        hid_channels: Channels,
+        out_channels: Channels,
+        num_layers: Annotated[Depth, Field(ge=2)] = 2,
         with_bias: bool = False,
         with_last_bn: bool = True,
         with_last_bn_affine: bool = True,

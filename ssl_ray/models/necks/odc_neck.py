@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ssl_ray.ranges import Channels, Rate, Share
+
 
 class ODCNeck(nn.Module):
     """[average pool] -> fc0 -> bn0 -> ReLU -> dropout -> fc1 -> ReLU (Zhan et al. 2020, arXiv 2006.10645, section 4).
@@ -21,12 +23,12 @@ class ODCNeck(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        hid_channels: int,
-        out_channels: int,
+        in_channels: Channels,
+        hid_channels: Channels,
+        out_channels: Channels,
         with_avg_pool: bool = True,
-        dropout: float = 0.5,
-        bn_momentum: float = 0.001,
+        dropout: Rate = 0.5,
+        bn_momentum: Share = 0.001,
     ) -> None:
         super().__init__()
         self.hid_channels = hid_channels

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ssl_ray.ranges import Channels, Rate, Share
+
 
 class RelativeLocNeck(nn.Module):
     """Average pool -> fully connected -> batch norm -> ReLU -> dropout, over the channels of both patches.
@@ -20,11 +22,11 @@ class RelativeLocNeck(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
+        in_channels: Channels,
+        out_channels: Channels,
         with_avg_pool: bool = True,
-        dropout: float = 0.5,
-        bn_momentum: float = 0.003,
+        dropout: Rate = 0.5,
+        bn_momentum: Share = 0.003,
     ) -> None:
         super().__init__()
         self.out_channels = out_channels

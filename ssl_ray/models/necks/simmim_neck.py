@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ssl_ray.ranges import Channels, Pixels
+
 
 class SimMIMNeck(nn.Module):
     """1x1 convolution and pixel shuffle (arXiv 2111.09886, section 3.3: a linear head does as well as any).
@@ -14,7 +16,7 @@ class SimMIMNeck(nn.Module):
         out_channels: of the images.
     """
 
-    def __init__(self, in_channels: int, encoder_stride: int, out_channels: int = 3) -> None:
+    def __init__(self, in_channels: Channels, encoder_stride: Pixels, out_channels: Channels = 3) -> None:
         super().__init__()
         self.encoder_stride = encoder_stride
         self.decoder = nn.Sequential(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ssl_ray.models.necks.nonlinear_neck import NonLinearNeck
 from ssl_ray.models.unit import unit
+from ssl_ray.ranges import Channels
 
 
 class SwAVNeck(nn.Module):
@@ -22,7 +23,11 @@ class SwAVNeck(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, hid_channels: int, out_channels: int, with_avg_pool: bool = True
+        self,
+        in_channels: Channels,
+        hid_channels: Channels,
+        out_channels: Channels,
+        with_avg_pool: bool = True,
     ) -> None:
         super().__init__()
         self.out_channels = out_channels

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ssl_ray.errors import UserError
 from ssl_ray.interop.weights import read_state_dict
 from ssl_ray.models.tokenizers.tokenizer import Tokenizer
+from ssl_ray.ranges import Channels, Classes
 
 _SOURCE = "https://download.openmmlab.com/mmselfsup/1.x/target_generator_ckpt/dalle_encoder.pth"
 _PREFIXES = ("", "target_generator.")  # a file of its own, a checkpoint of MMSelfSup's CAE
@@ -68,7 +69,7 @@ class DALLEEncoder(nn.Module):
     width: channels of the first group, the others have 2, 4 and 8 times as many. num_tokens: size of the codebook.
     """
 
-    def __init__(self, width: int = 256, num_tokens: int = 8192) -> None:
+    def __init__(self, width: Channels = 256, num_tokens: Classes = 8192) -> None:
         super().__init__()
         gain = 1 / 8**2  # of a residual branch: 1 / (number of blocks)^2
         layers: OrderedDict[str, nn.Module] = OrderedDict(input=_Conv(3, width, 7))

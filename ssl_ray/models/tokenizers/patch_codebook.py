@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from ssl_ray import distributed
 from ssl_ray.errors import UserError
 from ssl_ray.models.clustering.kmeans import kmeans, nearest
 from ssl_ray.models.tokenizers.tokenizer import Collect, Tokenizer
+from ssl_ray.ranges import Classes, Count, Natural, Patches, Seed
 
 # Added to a patch's variance before its root divides: 10 on the scale 0..255 (Coates et al. 2011, section 3.1.1).
 _FLAT = 10 / 255**2
@@ -41,14 +44,14 @@ class PatchCodebook(Tokenizer):
 
     def __init__(
         self,
-        num_tokens: int = 8192,
-        num_patches: int = 196,
-        cell_size: int = 8,
+        num_tokens: Classes = 8192,
+        num_patches: Patches = 196,
+        cell_size: Annotated[int, Field(gt=0, le=256)] = 8,
         norm_patch: bool = False,
-        patches_per_image: int = 4,
-        patches_per_token: int = 64,
-        iterations: int = 20,
-        seed: int = 0,
+        patches_per_image: Count = 4,
+        patches_per_token: Count = 64,
+        iterations: Natural = 20,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.num_tokens = num_tokens
