@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -16,20 +16,30 @@ from ssl_ray.models.base import BaseModel
 from ssl_ray.models.meta import without_memory
 from ssl_ray.recipe import Recipe
 from ssl_ray.training.optim import build_optimizer
+from ssl_ray.training.rows import (
+    Share,
+    require_rows,
+    require_values,
+    shares,
+    split,
+    watch_batch_norm,
+)
 
 T = TypeVar("T")
 
-# Enough for batch norm over parts of a batch; few enough for a CPU.
-_MAX_ROWS = 16
+# Few enough for a CPU; more where they are dealt to many groups.
+_MANY_ROWS = 16
 
 
-def preflight(recipe: Recipe) -> None:
+def preflight(recipe: Recipe, sizes: Sequence[int] = (1,)) -> None:
     """Builds a resolved recipe's parts and takes one loss of blank images, in tensors without memory: a second or two.
 
     What fails so is tried again with real tensors, for a user's module may ask for their values. Pretrained weights are
-    read, and loaded into the backbone alone. Raises UserError naming the part of the recipe that does not work: a
-    worker would meet the same mistake only after Ray has started, and again at each restart.
+    read, and loaded into the backbone alone. sizes: numbers of workers that the group may have; in none of them a
+    worker may get too few images at once. Raises UserError naming the part of the recipe that does not work: a worker
+    would meet the same mistake only after Ray has started, and again at each restart.
     """
+    smallest, *_ = per_worker = shares(recipe, sizes)
     pipeline: ViewPipeline = _judge("views", recipe.views.build)
     _judge("views", lambda: _views_of_blank(pipeline))
     logging.getLogger(FakeTensorMode.__module__).setLevel(logging.CRITICAL)  # we say it ourselves
@@ -39,11 +49,14 @@ def preflight(recipe: Recipe) -> None:
             backbone = copy.deepcopy(algorithm.backbone)
         # Unlike the meta device's these tensors say that they are on a CPU, which autocast wants to hear.
         with FakeTensorMode(allow_non_fake_inputs=True):
-            _take_loss(recipe, pipeline, algorithm.to_empty(device="cpu"))
+            starved = _take_loss(recipe, pipeline, algorithm.to_empty(device="cpu"), smallest)
     except MISTAKES:
         algorithm = _build(recipe)
-        _take_loss(recipe, pipeline, algorithm)
+        starved = _take_loss(recipe, pipeline, algorithm, smallest)
         backbone = algorithm.backbone
+    for share in per_worker:
+        require_rows(recipe, algorithm, share)
+    require_values(recipe, smallest, starved)
     pretrained = recipe.algorithm.kwargs.get("pretrained")
     if isinstance(pretrained, str):
         # Memory that nothing has written to yet costs nothing.
@@ -66,8 +79,11 @@ def _build(recipe: Recipe) -> BaseModel:
 
 
 @torch.no_grad()
-def _take_loss(recipe: Recipe, pipeline: ViewPipeline, algorithm: BaseModel) -> None:
-    rows = min(_MAX_ROWS, recipe.training.global_batch_size)
+def _take_loss(recipe: Recipe, pipeline: ViewPipeline, algorithm: BaseModel, share: Share) -> list[str]:
+    """Of as many rows as a worker takes at once, or many. Returns what `watch_batch_norm` does."""
+    _, groups = split(recipe)
+    rows = groups * min(max(1, share.rows // groups), max(2, _MANY_ROWS // groups))
+    starved = watch_batch_norm(recipe, algorithm, share)
     samples = {
         name: torch.zeros(rows, *column.shape, dtype=getattr(torch, column.dtype))
         for name, column in pipeline.columns.items()
@@ -77,6 +93,7 @@ def _take_loss(recipe: Recipe, pipeline: ViewPipeline, algorithm: BaseModel) -> 
         samples["label"] = torch.zeros(rows, dtype=torch.int64)
     views = [samples.pop(f"view_{i}").permute(0, 3, 1, 2) for i in range(len(pipeline.sizes))]
     _judge("algorithm: its parts do not fit", lambda: algorithm(views, samples, mode="loss"))
+    return starved
 
 
 def _judge(part: str, call: Callable[[], T]) -> T:

@@ -154,7 +154,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         if "summary" in record:  # it had ended, and Tune had not heard of it
             self.news.put(record["summary"])
         recipe = self._recipe()
-        preflight(recipe)
+        preflight(recipe, (self.job.workers,))
         self.thread = threading.Thread(target=self._train, args=(recipe, record), daemon=True)
         self.thread.start()
 

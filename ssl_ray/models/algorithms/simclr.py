@@ -21,6 +21,7 @@ class SimCLR(BaseModel):
             are -inf; has `accuracy(pos, neg)`.
     """
 
+    min_rows = 2  # one image has no negatives
     neck: nn.Module
     head: ContrastiveHead
 
