@@ -134,7 +134,8 @@ def train(
     """A classifier for each learning rate, all trained on the same batches from the same weights. Momentum is 0.9."""
     count, width = features.shape
     generator = torch.Generator().manual_seed(seed)
-    batch = max(1, min(settings.batch_size, count // _LEAST_STEPS))
+    least = 2 if settings.batch_norm else 1  # a single row has no deviation
+    batch = max(least, min(settings.batch_size, count // _LEAST_STEPS))
     steps = max(1, count // batch)
     rates = torch.tensor(lrs, device=device) * batch / 256
     weight = 0.01 * torch.randn(width, classes, generator=generator)

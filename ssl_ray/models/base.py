@@ -90,12 +90,15 @@ class BaseModel(nn.Module):
 
     `num_views`: how many its loss needs at least; SwAV, RelativeLoc and RotationPred count theirs themselves.
     `decay_norms`: weight decay acts on biases and norms, too. Most algorithms that were published with SGD have it.
+    `min_rows`: of a micro-batch, those of all workers together; the loss means nothing for fewer. 2 where the rows of a
+    batch are compared with each other. A head, a loss, any module inside may say so, too.
     `needs_labels`: `samples` hold the data set's `label` (B,). No pretraining has it: what a person labelled never
     reaches its loss.
     """
 
     num_views = 1
     decay_norms = False
+    min_rows = 1
     needs_labels = False
 
     def __init__(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ssl_ray import distributed
+from ssl_ray.errors import UserError
 
 Encoder = Callable[[Tensor], Sequence[Tensor]]
 """From images (B, 3, H, W) to one or more tensors of B rows."""
@@ -16,7 +17,14 @@ Encoder = Callable[[Tensor], Sequence[Tensor]]
 
 @torch.no_grad()
 def encode(encoder: Encoder, images: Tensor, groups: int = 1) -> tuple[Tensor, ...]:
-    """`encoder(images)`, in that many groups of rows, each with batch statistics of its own."""
+    """`encoder(images)`, in that many groups of rows, each with batch statistics of its own.
+
+    Raises UserError where the groups would not be of one size.
+    """
+    if len(images) % groups:
+        raise UserError(
+            f"split_bn: {groups} groups cannot share {len(images)} images evenly; set a divisor of that"
+        )
     parts = [encoder(group) for group in images.chunk(groups)]
     return tuple(torch.cat(rows) for rows in zip(*parts, strict=True))
 

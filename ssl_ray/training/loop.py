@@ -33,6 +33,7 @@ from ssl_ray.training.lookout import Lookout
 from ssl_ray.training.optim import build_optimizer, set_lr
 from ssl_ray.training.reporter import Reporter
 from ssl_ray.training.schedules import learning_rate
+from ssl_ray.training.standstill import Standstill
 from ssl_ray.training.step import begin_epoch, seed_generators, step_seed, take_step
 from ssl_ray.training.watchdog import Watchdog
 from ssl_ray.workers import accumulation
@@ -151,6 +152,7 @@ def train(job: Job) -> dict[str, Any]:
     )
     collapsed = False
     skipped = 0  # steps in a row without a finite gradient
+    standstill = Standstill()
 
     def judge(step: int) -> bool:
         """Online evaluation; every rank takes part. Returns whether it is a reason to stop, the same on all ranks."""
@@ -184,7 +186,7 @@ def train(job: Job) -> dict[str, Any]:
 
         batch = next(batches)
         with watchdog.step():
-            metrics, taken = take_step(
+            metrics, taken, zero = take_step(
                 algorithm,
                 model,
                 optimizer,
@@ -207,6 +209,8 @@ def train(job: Job) -> dict[str, Any]:
                 "and start again; the last checkpoint is from before"
             )
         step += 1
+        if warning := standstill(step, zero):
+            reporter.send(warning)
 
         at_end = step == job.stop_step
         if step % training.log_steps == 0 or at_end:

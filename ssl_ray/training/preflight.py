@@ -4,7 +4,7 @@ import copy
 import itertools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -20,26 +20,36 @@ from ssl_ray.models.meta import without_memory
 from ssl_ray.paths import CHANGE, Mistakes, build_at
 from ssl_ray.recipe import Recipe
 from ssl_ray.training.optim import build_optimizer
+from ssl_ray.training.rows import (
+    Share,
+    require_rows,
+    require_values,
+    shares,
+    split,
+    watch_batch_norm,
+)
 
 T = TypeVar("T")
 
-# Enough for batch norm over parts of a batch; few enough for a CPU.
-_MAX_ROWS = 16
+# Few enough for a CPU; more where they are dealt to many groups.
+_MANY_ROWS = 16
 _GIB = 2**30
 _MOST_OF_AN_IMAGE = _GIB
 _MOST_OF_A_MODEL = 1024 * _GIB  # gradients and what the optimiser keeps come on top: no device has as much
 _MOST_HERE = 16 * _GIB  # the machine that starts a run may be smaller than those that train
 
 
-def preflight(recipe: Recipe, *, from_checkpoint: bool = False) -> None:
+def preflight(recipe: Recipe, sizes: Sequence[int] = (1,), *, from_checkpoint: bool = False) -> None:
     """Builds a resolved recipe's parts and takes one loss of blank images, in tensors without memory: a second or two.
 
     What fails so is tried again with real tensors, for a user's module may ask for their values. Pretrained weights are
     read, and loaded into the backbone alone; from_checkpoint they are not, for it holds what has become of them.
+    sizes: numbers of workers that the group may have; in none of them a worker may get too few images at once.
 
     Raises UserError naming the part of the recipe that does not work: a worker would meet the same mistake only after
     Ray has started, and again at each restart.
     """
+    smallest, *_ = per_worker = shares(recipe, sizes)
     pipeline: ViewPipeline = build_at(recipe.views, "views")
     _judge("views", lambda: _views_of_blank(pipeline))
     logging.getLogger(FakeTensorMode.__module__).setLevel(logging.CRITICAL)  # we say it ourselves
@@ -51,15 +61,18 @@ def preflight(recipe: Recipe, *, from_checkpoint: bool = False) -> None:
             backbone = copy.deepcopy(algorithm.backbone)
         # Unlike the meta device's these tensors say that they are on a CPU, which autocast wants to hear.
         with FakeTensorMode(allow_non_fake_inputs=True):
-            _take_loss(recipe, pipeline, algorithm.to_empty(device="cpu"), UserError)
+            starved = _take_loss(recipe, pipeline, algorithm.to_empty(device="cpu"), smallest, UserError)
     except UserError:
         raise
     except MISTAKES:
         if size > _MOST_HERE:
             return
         algorithm = _build(recipe)
-        _take_loss(recipe, pipeline, algorithm)
+        starved = _take_loss(recipe, pipeline, algorithm, smallest)
         backbone = algorithm.backbone
+    for share in per_worker:
+        require_rows(recipe, algorithm, share)
+    require_values(recipe, smallest, starved)
     pretrained = recipe.algorithm.kwargs.get("pretrained")
     if isinstance(pretrained, str) and not from_checkpoint:
         # Memory that nothing has written to yet costs nothing.
@@ -102,9 +115,12 @@ def _size(algorithm: nn.Module) -> int:
 
 @torch.no_grad()
 def _take_loss(
-    recipe: Recipe, pipeline: ViewPipeline, algorithm: BaseModel, told: Mistakes = MISTAKES
-) -> None:
-    rows = min(_MAX_ROWS, recipe.training.global_batch_size)
+    recipe: Recipe, pipeline: ViewPipeline, algorithm: BaseModel, share: Share, told: Mistakes = MISTAKES
+) -> list[str]:
+    """Of as many rows as a worker takes at once, or many. Returns what `watch_batch_norm` does."""
+    _, groups = split(recipe)
+    rows = groups * min(max(1, share.rows // groups), max(2, _MANY_ROWS // groups))
+    starved = watch_batch_norm(recipe, algorithm, share)
     samples = {
         name: torch.zeros(rows, *column.shape, dtype=getattr(torch, column.dtype))
         for name, column in pipeline.columns.items()
@@ -114,6 +130,7 @@ def _take_loss(
         samples["label"] = torch.zeros(rows, dtype=torch.int64)
     views = [samples.pop(f"view_{i}").permute(0, 3, 1, 2) for i in range(len(pipeline.sizes))]
     _judge("algorithm: its parts do not fit", lambda: algorithm(views, samples, mode="loss"), told)
+    return starved
 
 
 def _judge(part: str, call: Callable[[], T], told: Mistakes = MISTAKES) -> T:

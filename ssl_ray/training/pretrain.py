@@ -113,7 +113,7 @@ def carry_out(
 
     # One after the other, though each takes seconds: Ray's start writes environment variables, torch reads them, and
     # glibc before 2.41 crashes where two threads do so at once.
-    preflight(recipe, from_checkpoint=folder.latest_checkpoint() is not None)
+    preflight(recipe, sizes, from_checkpoint=folder.latest_checkpoint() is not None)
     cluster.connect(request.address, verbose=request.verbose, python_path=record["python_path"])
     try:
         resources = fit_group(sizes, request.cpus_per_worker, request.gpus_per_worker, console.print)

@@ -5,6 +5,7 @@ And what comes before the first step of an epoch.
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -17,10 +18,14 @@ Micro = tuple[list[Tensor], dict[str, Tensor]]
 
 
 class Step(NamedTuple):
-    """metrics: loss, the algorithm's parts and grad_norm, scalars on the device. taken: the gradient was finite."""
+    """metrics: loss, the algorithm's parts and grad_norm, scalars on the device.
+
+    taken: the gradient was finite. zero: it was exactly 0.
+    """
 
     metrics: dict[str, Tensor]
     taken: bool
+    zero: bool
 
 
 def begin_epoch(
@@ -60,14 +65,15 @@ def take_step(
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     # The same on all ranks: DDP has averaged the gradients, and one that is not finite spoils the average.
     metrics["grad_norm"] = norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-    taken = bool(torch.isfinite(norm))
+    size = norm.item()  # one wait for the device answers both questions
+    taken = math.isfinite(size)
     if taken:
         if clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(trained, clip_grad_norm, norm)
         optimizer.step()
         algorithm.after_step(state, progress)
     optimizer.zero_grad(set_to_none=True)
-    return Step(metrics, taken)
+    return Step(metrics, taken, zero=size == 0)
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

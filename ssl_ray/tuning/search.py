@@ -137,9 +137,9 @@ def _fresh(request: Request) -> _Search:
     from ssl_ray.resolve import resolve
     from ssl_ray.training.preflight import preflight
 
-    Workers.exactly(workers).sizes(recipe)
+    sizes = Workers.exactly(workers).sizes(recipe)
     # What trials have in common.
-    preflight(resolve(recipe, dataset.train.info, held_out=dataset.val is not None).recipe)
+    preflight(resolve(recipe, dataset.train.info, held_out=dataset.val is not None).recipe, sizes)
     name = base.name or new_name("tune", recipe.name, dataset.train.info.name)
     folder = RunFolder.at(base.storage, name)
     if not request.dry_run and folder.holds(SEARCH_FILE):

@@ -167,7 +167,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             self.news.put(record["summary"])
         recipe = self._recipe()
         begun = self.folder.exists() and self.folder.latest_checkpoint() is not None
-        preflight(recipe, from_checkpoint=begun or record.get("init_from") is not None)
+        preflight(recipe, (self.job.workers,), from_checkpoint=begun or record.get("init_from") is not None)
         self.thread = threading.Thread(target=self._train, args=(recipe, record), daemon=True)
         self.thread.start()
 

@@ -154,6 +154,15 @@ def test_steps_are_those_of_torch(name: str) -> None:
         torch.testing.assert_close(probe(x), linear(norm(x)), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_few_rows_are_enough(name: str) -> None:
+    """As with a label or two of each class: batch norm needs no more than another row."""
+    x, y = blobs(0, 9)
+    settings = SgdSettings(**{**vars(PUBLISHED[name]), "epochs": 3, "warmup": 1})
+    for probe in train(x, y, CLASSES, settings, settings.lrs):
+        assert torch.isfinite(probe(x)).all()
+
+
 def test_published_schedules() -> None:
     moco, simclr, mae = PUBLISHED["moco"], PUBLISHED["simclr"], PUBLISHED["mae"]
     assert [factor(moco, e) for e in (0, 59.9, 60, 79.9, 80, 99)] == pytest.approx(

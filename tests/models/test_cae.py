@@ -282,12 +282,14 @@ def test_it_learns_what_the_hidden_tokens_are():
     views = [shade.expand(-1, 3, s, s) for s in (32, 16)]
     _, samples = make_batch(16)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
-    for _ in range(40):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 80)
+    for _ in range(80):
         output = model(views, samples, mode="loss")
         optimizer.zero_grad()
         output.loss.backward()
         model.before_step(PROGRESS)
         optimizer.step()
+        schedule.step()
     assert output.metrics["token_accuracy"] > 0.5  # chance: 1 / 16
 
 

@@ -176,6 +176,11 @@ def test_without_shuffle_bn_groups_are_runs_of_rows(views):
     torch.testing.assert_close(keys[:2], F.normalize(model.teacher(views[1][:2]).image, dim=1))
 
 
+def test_groups_are_of_one_size(views):
+    with pytest.raises(UserError, match="split_bn: 4 groups cannot share 6 images evenly"):
+        densecl(split_bn=4)(views, mode="loss")
+
+
 def test_predict_is_the_unit_backbone_map(views):
     model = densecl(num_grid=2).eval()
     prediction = model(views[:1], mode="predict")

@@ -161,7 +161,7 @@ def test_it_overfits_sixteen_images(digits):
     model, samples = make_mae(depth=1), {"mask_noise": make_noise()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3, betas=(0.9, 0.95), fused=True)
     first = model([digits], samples, mode="loss").loss.item()
-    for _ in range(150):
+    for _ in range(250):
         loss = model([digits], samples, mode="loss").loss
         optimizer.zero_grad()
         loss.backward()

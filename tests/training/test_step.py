@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ssl_ray.models import BaseModel, Progress
 from ssl_ray.training.optim import build_optimizer
+from ssl_ray.training.standstill import Standstill
 from ssl_ray.training.step import Step, begin_epoch, seed_generators, step_seed, take_step
 from tests import small
 
@@ -73,7 +74,7 @@ def test_the_optimiser_forgets_a_classifier_that_starts_anew() -> None:
 
 def test_the_plain_step_is_the_optimisers() -> None:
     ours, plain = Run(), Run()
-    metrics, taken = ours.step()
+    metrics, taken, _ = ours.step()
     torch.manual_seed(1)
     output = plain.algorithm(plain.views, plain.samples, mode="loss")
     output.loss.backward()
@@ -162,7 +163,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float, accumulate: i
     run = Run("moco")
     run.algorithm.split_bn = 1
     run.views[0][0, 0, 0, 0] = bad
-    metrics, taken = run.step(accumulate=accumulate)
+    metrics, taken, _ = run.step(accumulate=accumulate)
     assert not taken
     assert not torch.isfinite(metrics["grad_norm"])
     statistics = ("running_mean", "running_var", "num_batches_tracked")
@@ -187,3 +188,22 @@ def test_generators_are_where_torchs_own_function_puts_them(device: str) -> None
     ours = torch.rand(5, device=device)
     torch.manual_seed(seed)
     assert torch.equal(ours, torch.rand(5, device=device))
+
+
+def test_a_gradient_of_zero_is_told_from_a_small_one() -> None:
+    run = Run("simclr")
+    assert not run.step().zero
+    with torch.no_grad():
+        run.algorithm.neck.fc1.weight.mul_(1e-6)
+    assert not run.step().zero
+    images = [view[:1] for view in run.views]
+    alone = take_step(run.algorithm, run.algorithm, run.optimizer, images, run.samples, PROGRESS)
+    assert (alone.taken, alone.zero) == (True, True), "one image has nothing to be told from"
+
+
+def test_a_standstill_is_said_once_and_names_the_step_it_began_with() -> None:
+    zeros = [False, True, True, False, True, True, True, True, False, True, True, True]
+    standstill = Standstill()
+    said = [standstill(step, zero) for step, zero in enumerate(zeros, start=1)]
+    assert [bool(line) for line in said] == [step == 7 for step in range(1, 13)]
+    assert "the gradient is exactly 0 since step 5 (3 steps in a row)" in str(said[6])

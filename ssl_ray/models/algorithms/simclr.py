@@ -22,6 +22,7 @@ class SimCLR(BaseModel):
     """
 
     num_views = 2
+    min_rows = 2  # one image has no negatives
     neck: nn.Module
     head: ContrastiveHead
 

@@ -21,6 +21,8 @@ class LatentCrossCorrelationHead(nn.Module):
         loss: called with the matrix (D, D); CrossCorrelationLoss() when None.
     """
 
+    min_rows = 2  # of one image no feature has a deviation
+
     def __init__(self, in_channels: Channels, loss: nn.Module | None = None) -> None:
         super().__init__()
         self.bn = SyncBatchNorm(in_channels, affine=False)

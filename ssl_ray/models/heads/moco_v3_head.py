@@ -19,6 +19,8 @@ class MoCoV3Head(nn.Module):
             paper's factor, with which a rate fits other temperatures, too.
     """
 
+    min_rows = 2  # one image has no negatives
+
     def __init__(
         self, predictor: nn.Module, temperature: Positive = 1.0, loss: nn.Module | None = None
     ) -> None:

@@ -25,6 +25,8 @@ class SwAVLoss(nn.Module):
         crops_for_assign: views whose codes are predicted; the large ones.
     """
 
+    min_rows = 2  # of one image all prototypes get the same share
+
     def __init__(
         self,
         temperature: Positive = 0.1,
