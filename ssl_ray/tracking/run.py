@@ -13,13 +13,23 @@ from typing import Any, Literal, Self
 
 from ssl_ray.errors import UserError
 from ssl_ray.redact import redact
-from ssl_ray.tracking.client import THREAD_PREFIX, connect, import_mlflow, reason, within
-from ssl_ray.tracking.records import ENDING_FILE, Ending, append, deliver, send, undelivered
+from ssl_ray.tracking.client import THREAD_PREFIX, connect, import_mlflow, within
+from ssl_ray.tracking.client import reason as why
+from ssl_ray.tracking.records import (
+    ENDING_FILE,
+    ERROR,
+    TAG_CHARACTERS,
+    Ending,
+    append,
+    deliver,
+    send,
+    undelivered,
+)
 from ssl_ray.tracking.target import TrackingSettings, TrackingTarget
 
 logger = logging.getLogger("ssl_ray.tracking")
 
-_KEY_CHARACTERS, _PARAM_CHARACTERS, _TAG_CHARACTERS = 250, 6000, 8000  # MLflow's limits
+_KEY_CHARACTERS, _PARAM_CHARACTERS = 250, 6000  # MLflow's limits
 _PARAMS_PER_BATCH = 100
 _OPEN_SECONDS = 60.0
 
@@ -38,7 +48,7 @@ def prepare(settings: TrackingSettings) -> threading.Thread:
         try:
             connect(settings.uri)
         except Exception as error:
-            logger.debug("MLflow: %s", reason(error))
+            logger.debug("MLflow: %s", why(error))
 
     thread = threading.Thread(target=connect_quietly, name=f"{THREAD_PREFIX}prepare", daemon=True)
     thread.start()
@@ -73,13 +83,17 @@ class TrackedRun:
         connect(self.target.uri).log_inputs(self.run_id, [entities.DatasetInput(dataset, [tag])])
 
     def finish(
-        self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED", deadline: float = 10.0
+        self,
+        status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED",
+        deadline: float = 10.0,
+        *,
+        reason: str = "",
     ) -> None:
-        """Ends the run, after delivering what its workers left behind.
+        """Ends the run, after delivering what its workers left behind. reason: why it failed, for the tag `error`.
 
         With the store away for `deadline` seconds the ending is kept in the run's folder, and that is said.
         """
-        ending = Ending(status, time.time_ns() // 1_000_000)
+        ending = Ending(status, time.time_ns() // 1_000_000, reason)
 
         def end() -> None:
             deliver(self.target.folder, self.target)
@@ -93,7 +107,7 @@ class TrackedRun:
             append(file, [ending])
             logger.warning(
                 "MLflow at %s was not told that the run %s (%s); that is kept in %s",
-                *(redact(self.target.uri), status, reason(error), file),
+                *(redact(self.target.uri), status, why(error), file),
             )
 
     def __enter__(self) -> Self:
@@ -135,7 +149,7 @@ def open_run(
         ) from error
     except Exception as error:
         raise StoreAway(
-            f"MLflow at {where} cannot be used ({reason(error)}); start it, or choose another store with "
+            f"MLflow at {where} cannot be used ({why(error)}); start it, or choose another store with "
             "MLFLOW_TRACKING_URI"
         ) from error
 
@@ -154,6 +168,8 @@ def _open(
     else:
         run = _find(client, run_id, settings)
         client.update_run(run_id, status="RUNNING")
+        if ERROR in run.data.tags:
+            client.delete_tag(run_id, ERROR)
     target = TrackingTarget(settings.uri, run.info.experiment_id, run.info.run_id, settings.folder)
     Path(target.folder, ENDING_FILE).unlink(missing_ok=True)  # it runs again
     if run_id is not None and any(file.exists() for file in undelivered(target.folder)):
@@ -208,7 +224,7 @@ def _find(client: Any, run_id: str, settings: TrackingSettings) -> Any:
 def _log_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
     entities = import_mlflow("mlflow.entities")
     entries = [
-        entities.RunTag(key[:_KEY_CHARACTERS], str(value)[:_TAG_CHARACTERS]) for key, value in tags.items()
+        entities.RunTag(key[:_KEY_CHARACTERS], str(value)[:TAG_CHARACTERS]) for key, value in tags.items()
     ]
     for start in range(0, len(entries), _PARAMS_PER_BATCH):
         client.log_batch(run_id, tags=entries[start : start + _PARAMS_PER_BATCH])

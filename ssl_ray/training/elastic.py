@@ -12,7 +12,6 @@ from typing import Any
 
 import ray
 from ray.train import ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
@@ -91,14 +90,3 @@ def first_size(sizes: tuple[int, ...], resources: Resources) -> int:
 def largest(sizes: tuple[int, ...], room: int, resources: Resources, nodes: list[dict[str, float]]) -> int:
     """The largest size of at most `room` workers that the nodes serve, with a CPU left for the data; 0 if none is."""
     return next((n for n in reversed(sizes) if n <= room and serves(n, resources, nodes)), 0)
-
-
-class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
-    """A `TorchTrainer` with a scaling policy of ours."""
-
-    def __init__(self, *args: Any, policy: FittingGroup, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.policy = policy
-
-    def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
-        return super()._initialize_and_run_controller(**{**kwargs, "scaling_policy": self.policy})

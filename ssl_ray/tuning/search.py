@@ -4,6 +4,7 @@ for each trial.
 
 import json
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -20,6 +21,7 @@ from ssl_ray.tracking import FOLDER, default_tags, make_tracker, open_run, redac
 from ssl_ray.training import pretrain
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.notices import Notices
+from ssl_ray.training.stops import held
 from ssl_ray.training.tracked import target_of, tracking_of
 from ssl_ray.tuning import plots
 from ssl_ray.tuning.capacity import Fit, Wanted, fit_growing, fit_trials, parse_cluster
@@ -195,11 +197,8 @@ def _dry_run(request: Request, search: _Search, console: Console) -> dict[str, A
     else:
         from ssl_ray.training import cluster
 
-        cluster.connect(request.base.address, verbose=request.base.verbose)
-        try:
+        with cluster.joined(request.base.address, verbose=request.base.verbose):
             nodes = cluster.alive_nodes()
-        finally:
-            cluster.disconnect()
     said = forecast(search.plan, fit_trials(nodes, **_wanted(request, search)), nodes, search.objective)
     if request.base.as_json:
         console.json_line(said)
@@ -215,8 +214,7 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
         os.environ.setdefault(name, value)
     from ssl_ray.training import cluster, head, reach
 
-    cluster.connect(base.address, verbose=base.verbose, python_path=record["python_path"])
-    try:
+    with cluster.joined(base.address, verbose=base.verbose, python_path=record["python_path"]):
         fit = fit_growing(console.print, **_wanted(request, search))
         if fit.crowded:
             console.warn(
@@ -261,7 +259,8 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
         folder.write(SEARCH_FILE, record)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
-            hint = f"the search is kept in {folder.uri}: continue with --resume"
+            again = f"ssl-ray tune --resume {shlex.quote(folder.uri)}"
+            hint = f"the search is kept in {folder.uri}: continue with `{again}`"
             with head.watched(hint), make_tracker(parent.target) as tracker:
                 outcomes = _fit_tuner(search, fit, settings, parent.run_id, tracker, seconds, console, base)
                 search.outcomes = outcomes
@@ -287,9 +286,8 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
                     tracker.log_text(json.dumps(best, indent=2), BEST_FILE)
                 tracker.log_text(json.dumps(summary, indent=2), "summary.json")
         finally:
-            parent.finish(status)
-    finally:
-        cluster.disconnect()
+            with held():
+                parent.finish(status)
     if not interrupted:
         folder.write(SEARCH_FILE, record | {"summary": summary})
     return _say(request, search, summary, console)
