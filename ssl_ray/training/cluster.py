@@ -350,9 +350,9 @@ def disconnect(*, lost: bool = False) -> None:
             _end_processes(raylet.process.pid)
 
 
-def _end_processes(raylet: int) -> None:
+def _end_processes(raylet: int, patience: float = END_S) -> None:
     """Waits for the end of what a raylet has started, and ends what remains."""
-    deadline = time.monotonic() + END_S
+    deadline = time.monotonic() + patience
     while left := _processes_of(raylet):
         if time.monotonic() > deadline:
             for pid in left:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -45,12 +45,13 @@ class Part:
 
 
 @contextmanager
-def watched(hint: str) -> Iterator[None]:
+def watched(hint: str, parts: Sequence[Part] | None = None) -> Iterator[None]:
     """Around work on a cluster: raises ClusterLost in the main thread when the cluster is lost. hint: what to do then.
 
-    A main thread that does not come out of its call to Ray ends with the process; so does a body in another thread.
+    parts: of the cluster, by default of the one that was joined. A main thread that does not come out of its call to
+    Ray ends with the process; so does a body in another thread.
     """
-    parts = parts_of_cluster()
+    parts = parts_of_cluster() if parts is None else parts
     over = threading.Event()
     lost: list[ClusterLost] = []
     in_main = threading.current_thread() is threading.main_thread()
@@ -113,13 +114,13 @@ def parts_of_cluster() -> list[Part]:
         ]
     head = str(ray.get_runtime_context().gcs_address)
     patience = float(os.environ.get(_PATIENCE, _PATIENCE_S)) - EARLIER_S
-    parts = [Part(f"the cluster's head at {head}", partial(_listens, head), patience)]
+    parts = [Part(f"the cluster's head at {head}", partial(listens, head), patience)]
     here = ray.get_runtime_context().get_node_id()
     for one in ray.nodes():
         if one["NodeID"] == here:
             raylet = f"{one['NodeManagerAddress']}:{one['NodeManagerPort']}"
             parts.append(
-                Part(f"Ray's raylet on this node ({raylet})", partial(_present, raylet), RAYLET_PATIENCE_S)
+                Part(f"Ray's raylet on this node ({raylet})", partial(present, raylet), RAYLET_PATIENCE_S)
             )
     return parts
 
@@ -128,7 +129,8 @@ def _lives(process: "subprocess.Popen[bytes]") -> bool:
     return process.poll() is None
 
 
-def _listens(address: str) -> bool:
+def listens(address: str) -> bool:
+    """Whether somebody takes calls there."""
     try:
         _connect(address)
     except OSError:
@@ -136,7 +138,7 @@ def _listens(address: str) -> bool:
     return True
 
 
-def _present(address: str) -> bool:
+def present(address: str) -> bool:
     """Whether somebody is there, be it one too busy to answer."""
     try:
         _connect(address)

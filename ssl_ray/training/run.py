@@ -30,6 +30,7 @@ from ssl_ray.training.loop import Job, train_loop
 from ssl_ray.training.result import RunResult
 from ssl_ray.training.teller import Teller
 from ssl_ray.training.trainer import Trainer, Training
+from ssl_ray.training.watchdog import silence
 from ssl_ray.workers import Workers
 
 # A worker that dies (a node lost, out of memory) is restarted this often, from the last checkpoint.
@@ -110,7 +111,7 @@ def run(
         init_from,
     )
     result = RunResult("finished")
-    feed = _Feed(stream.dealer)
+    feed = _Feed(stream.dealer, silence(recipe.training.hang_minutes))
     training: Training = _trainer(job, folder, workers, resources, verbose).fit()
     try:
         with console.progress(stream.stop_step, recipe.name) as progress:
@@ -178,7 +179,9 @@ def _trainer(job: Job, folder: RunFolder, workers: Workers, resources: Resources
         ),
     }
     policy = FittingGroup(scaling, sizes, resources, job.dealer) if len(sizes) > 1 else None
-    return Trainer(train_loop, policy=policy, **settings)
+    # In the name of a worker that cannot speak for itself: see `Watchdog`.
+    environment = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(silence(job.recipe.training.hang_minutes))}
+    return Trainer(train_loop, policy=policy, environment=environment, **settings)
 
 
 def _outcome(training: Training, folder: RunFolder) -> dict[str, Any]:
@@ -201,10 +204,14 @@ def _outcome(training: Training, folder: RunFolder) -> dict[str, Any]:
 
 
 class _Feed:
-    """What ranks, data tasks and the controller have to say to the driver; the dealer keeps it until it is fetched."""
+    """What ranks, data tasks and the controller have to say to the driver; the dealer keeps it until it is fetched.
 
-    def __init__(self, dealer: Any) -> None:
-        self._dealer = dealer
+    patience: seconds after which a dealer that does not answer is killed; Ray starts it again.
+    """
+
+    def __init__(self, dealer: Any, patience: float) -> None:
+        self._dealer, self._patience = dealer, patience
+        self._silent = 0.0
         self._asked: Any = None
         self._news: deque[Any] = deque()  # outlives a Ctrl-C, which may come between two events
 
@@ -229,4 +236,12 @@ class _Feed:
         if ray.wait([self._asked], timeout=ANSWER_S)[0]:
             with suppress(ray.exceptions.RayActorError):  # it died and is being started again
                 self._news.extend(ray.get(self._asked))
-            self._asked = None
+            self._asked, self._silent = None, 0.0
+            return
+        self._silent += ANSWER_S
+        if self._silent > self._patience:
+            self._silent = 0.0
+            self._news.append(
+                "the process that deals the data did not answer within training.hang_minutes; it is started again"
+            )
+            ray.kill(self._dealer, no_restart=False)
