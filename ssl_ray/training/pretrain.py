@@ -62,7 +62,8 @@ class Request:
 def pretrain(request: Request, console: Console) -> dict[str, Any]:
     """Runs a request to its end and says how it went. Returns what `--json` prints.
 
-    Raises UserError for whatever the user can mend, before any worker starts where that can be known.
+    Raises Interrupted where Ctrl-C ended it before or after the training, which itself ends with a checkpoint then, and
+    UserError for whatever the user can mend, before any worker starts where that can be known.
     """
     with Notices(console.warn):
         return _pretrain(request, console)
@@ -70,7 +71,10 @@ def pretrain(request: Request, console: Console) -> dict[str, Any]:
 
 def _pretrain(request: Request, console: Console) -> dict[str, Any]:
     started = time.monotonic()
-    what = _continued(request) if request.resume else _fresh(request, console)
+    try:
+        what = _continued(request) if request.resume else _fresh(request, console)
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted before anything began; the same command starts it") from error
     summary, mlflow_ui = carry_out(*what, request, console, started=started)
     _say(request, console, summary, mlflow_ui)
     return summary

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from ssl_ray import experiments
 from ssl_ray.console import Console
 from ssl_ray.data.source import Dataset, open_dataset
-from ssl_ray.errors import UserError
+from ssl_ray.errors import Interrupted, UserError
 from ssl_ray.recipe import Recipe, overrides, parse_settings
 from ssl_ray.tracking import FOLDER, default_tags, make_tracker, open_run, redact, ui_command
 from ssl_ray.training import pretrain
@@ -90,7 +90,13 @@ def tune(request: Request, console: Console) -> dict[str, Any]:
             return _dry_run(request, search, console)
         if search.resumed and "summary" in search.record:
             return _say(request, search, search.record["summary"], console)
-        return _run(request, search, seconds, console)
+        try:
+            return _run(request, search, seconds, console)
+        except KeyboardInterrupt as error:
+            folder = search.folder
+            again = f"continue with `ssl-ray tune --resume {shlex.quote(folder.uri)}`"
+            begun = folder.holds(SEARCH_FILE)
+            raise Interrupted(f"interrupted; {again if begun else 'the same command starts it'}") from error
 
 
 def parse_duration(text: str | None) -> float | None:

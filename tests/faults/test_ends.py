@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.failing_runs import KINDS, fail, marked, prepare
+from benchmarks.failing_runs import KINDS, Kind, fail, marked, prepare
 from tests.runs import TINY, checkpoints, start, wait_for
 
 pytestmark = pytest.mark.slow
@@ -18,7 +18,7 @@ LONG = [*TINY, "--epochs=500", "--set=evaluation.every_epochs=null", "--set=trai
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])
-def test_a_run_that_fails_ends_with_the_reason(kind, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_run_that_fails_ends_with_the_reason(kind: Kind, tmp_path: Path) -> None:
     prepare(tmp_path)
     outcome = fail(kind, tmp_path, "run")
     assert outcome.right, outcome
