@@ -45,18 +45,19 @@ def test_what_cannot_go_on_says_why_and_leaves_nothing(lost: str, tmp_path: Path
     mark = f"SSL_RAY_TEST={tmp_path}"
     process = start(tmp_path, "pretrain", "moco", *LONG, "--name=run", env={"SSL_RAY_TEST": str(tmp_path)})
     folder, err = tmp_path / "runs" / "run", tmp_path / "err.txt"
-    wait_for(lambda: checkpoints(folder), "first checkpoint", process)
-    if lost == "raylet":
-        (victim,) = [p for p in processes(process.pid, "raylet/raylet") if p.name() == "raylet"]
-    else:
-        for path in folder.glob("checkpoint_*_*"):
-            shutil.rmtree(path, ignore_errors=True)
-        (victim,) = processes(process.pid, "RayTrainWorker")
-    victim.send_signal(signal.SIGKILL)
     try:
+        wait_for(lambda: checkpoints(folder), "first checkpoint", process)
+        if lost == "raylet":
+            (victim,) = [p for p in processes(process.pid, "raylet/raylet") if p.name() == "raylet"]
+        else:
+            for path in folder.glob("checkpoint_*_*"):
+                shutil.rmtree(path, ignore_errors=True)
+            (victim,) = processes(process.pid, "RayTrainWorker")
+        victim.send_signal(signal.SIGKILL)
         assert process.wait(timeout=240) == 2, err.read_text()
     finally:
         process.kill()
+        process.wait()
     last = err.read_text().splitlines()[-1]
     if lost == "raylet":
         assert last.startswith(
@@ -74,11 +75,12 @@ def test_what_cannot_go_on_says_why_and_leaves_nothing(lost: str, tmp_path: Path
 def test_sigterm_while_the_run_starts(tmp_path: Path) -> None:
     process = start(tmp_path, "pretrain", "moco", *LONG, "--name=run", env={"SSL_RAY_TEST": str(tmp_path)})
     err = tmp_path / "err.txt"
-    wait_for(lambda: processes(process.pid, "raylet/raylet"), "Ray's start", process)
-    process.send_signal(signal.SIGTERM)
     try:
+        wait_for(lambda: processes(process.pid, "raylet/raylet"), "Ray's start", process)
+        process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 130, err.read_text()
     finally:
         process.kill()
+        process.wait()
     assert err.read_text().splitlines()[-1].startswith("ssl-ray: interrupted")
     assert not marked(f"SSL_RAY_TEST={tmp_path}".encode()), "processes of the run are left"

@@ -67,19 +67,18 @@ def test_a_worker_that_is_stopped_is_killed_and_started_again(
     quick = ["--set=evaluation.every_epochs=null", "--name=stopped", f"--address={two_cpus}"]
     process = start(tmp_path, "pretrain", "moco", *TINY, *there, *quick)
     folder, err = tmp_path / "runs" / "stopped", tmp_path / "err.txt"
-    wait_for(lambda: checkpoints(folder), "first checkpoint", process)
-    (worker,) = [
-        child
-        for child in psutil.Process(two_cpus_process.pid).children(recursive=True)
-        if "RayTrainWorker" in " ".join(child.cmdline())
-    ]
-    worker.send_signal(signal.SIGSTOP)
     try:
+        wait_for(lambda: checkpoints(folder), "first checkpoint", process)
+        (worker,) = [
+            child
+            for child in psutil.Process(two_cpus_process.pid).children(recursive=True)
+            if "RayTrainWorker" in " ".join(child.cmdline())
+        ]
+        worker.send_signal(signal.SIGSTOP)
         assert process.wait(timeout=300) == 0, err.read_text()
     finally:
         process.kill()
-        if worker.is_running():
-            worker.kill()
+        process.wait()
     said = err.read_text()
     assert "worker 0 failed: it did not answer within training.hang_minutes" in said
     assert "training goes on from step " in said
