@@ -78,7 +78,9 @@ def watched(hint: str, parts: Sequence[Part] | None = None) -> Iterator[None]:
         yield
     except ClusterLost:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if lost:  # within a call to Ray what a signal's handler raises may come out as something else
+            raise lost[0] from error
         # A call to Ray may have met it first, and says what was lost with it.
         of_ray = any(isinstance(one, ray.exceptions.RayError) for one in (error, error.__cause__))
         gone = next((part.name for part in parts if of_ray and not part.answers()), None)

@@ -122,7 +122,7 @@ def carry_out(
                 tracking=settings.uri,
             )
             kept = f"all up to the last checkpoint is kept in {folder.uri}"
-            with head.watched(f"{kept}: continue with `{folder.command}`"), telling(folder, console):
+            with telling(folder, console), head.watched(f"{kept}: continue with `{folder.command}`"):
                 summary = train_in(
                     folder,
                     recipe,

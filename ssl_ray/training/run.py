@@ -29,7 +29,7 @@ from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.loop import Job, train_loop
 from ssl_ray.training.result import RunResult
 from ssl_ray.training.teller import Teller
-from ssl_ray.training.trainer import Trainer, Training
+from ssl_ray.training.trainer import Trainer, Training, ready
 from ssl_ray.training.watchdog import silence
 from ssl_ray.workers import Workers
 
@@ -40,7 +40,7 @@ COLLECTIVE_TIMEOUT_S = 600
 # How often an elastic group looks whether the cluster has grown; each resize costs the workers' start.
 RESIZE_S = 30.0
 POLL_S = 0.2
-ANSWER_S = 5.0
+ANSWER_S, ANSWER_POLL_S = 5.0, 0.01
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,10 @@ class _Feed:
         """Waits for the dealer, but not for long: it may hang. Its answer then comes later."""
         if self._asked is None:
             self._asked = self._dealer.take_news.remote()
-        if ray.wait([self._asked], timeout=ANSWER_S)[0]:
+        deadline = time.monotonic() + ANSWER_S
+        while not (answered := ready(self._asked)) and time.monotonic() < deadline:
+            time.sleep(ANSWER_POLL_S)
+        if answered:
             with suppress(ray.exceptions.RayActorError):  # it died and is being started again
                 self._news.extend(ray.get(self._asked))
             self._asked, self._silent = None, 0.0

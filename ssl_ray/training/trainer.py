@@ -21,6 +21,16 @@ from ssl_ray.errors import UserError
 ABORT_S = 30.0
 
 
+def ready(reference: Any) -> bool:
+    """Whether there is an answer. Not waited for: what a signal's handler raises within Ray's wait is a SystemError."""
+    try:
+        return bool(ray.wait([reference], timeout=0)[0])
+    except SystemError as error:
+        if error.__cause__ is None:
+            raise
+        raise error.__cause__ from None
+
+
 class Training:
     """A training under way in Ray Train's controller, an actor."""
 
@@ -33,7 +43,7 @@ class Training:
     @property
     def running(self) -> bool:
         """Whether Ray Train is at work. It has given back its workers when it is not."""
-        return not ray.wait([self._run], timeout=0)[0]
+        return not ready(self._run)
 
     def result(self) -> Any:
         """Waits for Ray Train's result.
