@@ -26,7 +26,9 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from ssl_ray.errors import Interrupted, StoreError, UserError
 from ssl_ray.printable import printable
+from ssl_ray.redact import redact
 
 Verbosity = Literal["quiet", "normal", "verbose"]
 Cell = str | int | float | None
@@ -108,6 +110,7 @@ class Console:
         self._out = _open(out or sys.stdout)
         self._err = _open(err or sys.stderr)
         self._bar: _Bar | None = None
+        self._last: Exception | None = None  # of which the last line of `err` tells
 
     def print(self, text: str) -> None:
         """A line of result; left out when quiet."""
@@ -116,16 +119,26 @@ class Console:
 
     def detail(self, text: str) -> None:
         """A line that only `--verbose` shows."""
+        self._last = None
         if self.verbosity == "verbose":
             _line(self._err, text)
 
     def warn(self, text: str) -> None:
         """A warning; shown even when quiet."""
+        self._last = None
         _line(self._err, f"warning: {printable(text)}", style="yellow")
 
     def error(self, text: str) -> None:
-        """What ended the command; shown even when quiet."""
+        """What is wrong; shown even when quiet."""
+        self._last = None
         _line(self._err, f"error: {printable(text)}", style="bold red")
+
+    def fail(self, error: UserError | StoreError | Interrupted) -> None:
+        """What ends the command; shown even when quiet. Said again only where other lines came after it."""
+        if self._last is not error:
+            self._last = error
+            _line(self._err, last_line(error))
+        error.said = True
 
     def json_line(self, value: Any) -> None:
         """One line of JSON on stdout. Data classes and NumPy scalars are understood; NaN and infinity become null."""
@@ -256,6 +269,11 @@ class _Bar(TrainProgress):
 
     def close(self) -> None:
         self.live.stop()
+
+
+def last_line(error: Exception) -> str:
+    """What ended a command, as its last line says it: harmless to a terminal, without credentials."""
+    return f"ssl-ray: {printable(redact(' '.join(str(error).split())))}"
 
 
 def _open(stream: TextIO) -> RichConsole:

@@ -5,14 +5,31 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave. The message says what was wrong, the value, what is allowed, what to do."""
+    """A mistake in what the user gave. The message says what was wrong, the value, what is allowed, what to do.
+
+    said: whether the user has been told; see `Console.fail`.
+    """
+
+    said = False
 
 
 class StoreError(OSError):
     """An object store could not do what was asked of it. One line: where, what happened, what to do.
 
-    No UserError: workers that meet one start again from the last checkpoint.
+    No UserError: workers that meet one start again from the last checkpoint. said: as of a UserError.
     """
+
+    said = False
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM ended the command before it could end by itself. One line: what is left, and how to go on."""
+
+    said = False
+
+
+class ClusterLost(UserError):
+    """What this process works with in Ray is gone: nothing more can be asked of Ray in it, not even to shut down."""
 
 
 def first_line(error: BaseException) -> str:

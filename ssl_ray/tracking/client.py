@@ -37,15 +37,20 @@ def import_mlflow(name: str = "mlflow") -> Any:
     warnings.filterwarnings("ignore", module=r"mlflow\.")
     with _first_use:
         module = importlib.import_module(name)
-    for noisy in ("mlflow.store.db", "mlflow.pytorch", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    logging.getLogger("urllib3.connectionpool").addFilter(_not_ours)
+    _mute()
     return module
 
 
-def _not_ours(record: logging.LogRecord) -> bool:
-    """False for what urllib3 says in our threads: an outage is reported once, by whoever meets it."""
-    return not (record.threadName or "").startswith(THREAD_PREFIX)
+def _mute() -> None:
+    """MLflow and what it stands on log what they raise, with pages of traceback: an outage is told once, by us.
+
+    urllib3's errors stay: others use it, too.
+    """
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    for name in ("mlflow", "sqlalchemy", "alembic"):
+        known = [one for one in list(logging.root.manager.loggerDict) if one.startswith(f"{name}.")]
+        for one in (name, *known):
+            logging.getLogger(one).setLevel(logging.CRITICAL + 1)
 
 
 def connect(uri: str, *, must_exist: bool = False) -> Any:
@@ -57,7 +62,9 @@ def connect(uri: str, *, must_exist: bool = False) -> Any:
         require(uri)
     mlflow = import_mlflow()
     with _first_use:
-        return mlflow.MlflowClient(uri)
+        client = mlflow.MlflowClient(uri)
+    _mute()  # its migrations configure logging anew
+    return client
 
 
 def reason(error: BaseException) -> str:

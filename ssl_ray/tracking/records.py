@@ -20,7 +20,9 @@ from ssl_ray.tracking.target import TrackingTarget
 
 logger = logging.getLogger("ssl_ray.tracking")
 
-METRICS_PER_BATCH = 1000  # MLflow's limit
+METRICS_PER_BATCH, TAG_CHARACTERS = 1000, 8000  # MLflow's limits
+ERROR = "error"
+"""Tag: why a run failed."""
 METRICS_FILE = "metrics-undelivered.jsonl"
 ARTIFACTS_FILE = "artifacts-undelivered.jsonl"
 ENDING_FILE = "ending-undelivered.jsonl"
@@ -52,10 +54,11 @@ class Model(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """The run's last status, and when it was reached (ms)."""
+    """The run's last status, and when it was reached (ms); of a run that failed why, for its tag `error`."""
 
     status: str
     end_time: int
+    reason: str = ""
 
 
 Record: TypeAlias = Metric | Artifact | Model | Ending
@@ -100,6 +103,8 @@ def send(client: Any, target: TrackingTarget, records: Sequence[Record]) -> None
         elif isinstance(record, Model):
             _send_model(client, target, record)
         elif isinstance(record, Ending):
+            if record.reason:
+                client.set_tag(target.run_id, ERROR, redact(record.reason)[:TAG_CHARACTERS])
             client.set_terminated(target.run_id, record.status, record.end_time)
 
 

@@ -13,14 +13,24 @@ from typing import Any, Literal, Self
 
 from ssl_ray.errors import UserError
 from ssl_ray.redact import redact
-from ssl_ray.tracking.client import THREAD_PREFIX, connect, import_mlflow, reason, within
-from ssl_ray.tracking.records import ENDING_FILE, Ending, append, deliver, send, undelivered
+from ssl_ray.tracking.client import THREAD_PREFIX, connect, import_mlflow, within
+from ssl_ray.tracking.client import reason as why
+from ssl_ray.tracking.records import (
+    ENDING_FILE,
+    ERROR,
+    TAG_CHARACTERS,
+    Ending,
+    append,
+    deliver,
+    send,
+    undelivered,
+)
 from ssl_ray.tracking.store import require_artifacts, restore_experiment, way_back
 from ssl_ray.tracking.target import TrackingSettings, TrackingTarget
 
 logger = logging.getLogger("ssl_ray.tracking")
 
-_KEY_CHARACTERS, _PARAM_CHARACTERS, _TAG_CHARACTERS = 250, 6000, 8000  # MLflow's limits
+_KEY_CHARACTERS, _PARAM_CHARACTERS = 250, 6000  # MLflow's limits
 _PARAMS_PER_BATCH = 100
 _OPEN_SECONDS = 60.0
 
@@ -39,7 +49,7 @@ def prepare(settings: TrackingSettings) -> threading.Thread:
         try:
             connect(settings.uri, must_exist=settings.must_exist)
         except Exception as error:
-            logger.debug("MLflow: %s", reason(error))
+            logger.debug("MLflow: %s", why(error))
 
     thread = threading.Thread(target=connect_quietly, name=f"{THREAD_PREFIX}prepare", daemon=True)
     thread.start()
@@ -76,13 +86,17 @@ class TrackedRun:
         )
 
     def finish(
-        self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED", deadline: float = 10.0
+        self,
+        status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED",
+        deadline: float = 10.0,
+        *,
+        reason: str = "",
     ) -> None:
-        """Ends the run, after delivering what its workers left behind.
+        """Ends the run, after delivering what its workers left behind. reason: why it failed, for the tag `error`.
 
         With the store away for `deadline` seconds the ending is kept in the run's folder, and that is said.
         """
-        ending = Ending(status, time.time_ns() // 1_000_000)
+        ending = Ending(status, time.time_ns() // 1_000_000, reason)
 
         def end() -> None:
             deliver(self.target.folder, self.target)
@@ -100,7 +114,7 @@ class TrackedRun:
                 kept = f"nor can that be kept in {file} ({full.strerror})"
             logger.warning(
                 "MLflow at %s was not told that the run %s (%s); %s",
-                *(redact(self.target.uri), status, reason(error), kept),
+                *(redact(self.target.uri), status, why(error), kept),
             )
 
     def __enter__(self) -> Self:
@@ -143,7 +157,7 @@ def open_run(
         ) from error
     except Exception as error:
         raise StoreAway(
-            f"MLflow at {where} cannot be used ({reason(error)}); start it, or choose another store with "
+            f"MLflow at {where} cannot be used ({why(error)}); start it, or choose another store with "
             "MLFLOW_TRACKING_URI"
         ) from error
 
@@ -163,6 +177,8 @@ def _open(
         run = _find(client, run_id, settings)
         require_artifacts(settings.uri, client.get_experiment(run.info.experiment_id).artifact_location)
         client.update_run(run_id, status="RUNNING")
+        if ERROR in run.data.tags:
+            client.delete_tag(run_id, ERROR)
     target = TrackingTarget(settings.uri, run.info.experiment_id, run.info.run_id, settings.folder)
     Path(target.folder, ENDING_FILE).unlink(missing_ok=True)  # it runs again
     if run_id is not None and any(file.exists() for file in undelivered(target.folder)):
@@ -218,7 +234,7 @@ def _find(client: Any, run_id: str, settings: TrackingSettings) -> Any:
 def _log_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
     entities = import_mlflow("mlflow.entities")
     entries = [
-        entities.RunTag(key[:_KEY_CHARACTERS], str(value)[:_TAG_CHARACTERS]) for key, value in tags.items()
+        entities.RunTag(key[:_KEY_CHARACTERS], str(value)[:TAG_CHARACTERS]) for key, value in tags.items()
     ]
     for start in range(0, len(entries), _PARAMS_PER_BATCH):
         client.log_batch(run_id, tags=entries[start : start + _PARAMS_PER_BATCH])

@@ -306,10 +306,8 @@ def _run(
         part = None if all_labels is None else all_labels[row["start"] : row["stop"]].tolist()
         rows.append({**row, "labels": part})
     record = subject.folder.record() if subject.folder else {}
-    cluster.connect(
-        means.address, verbose=means.verbose, python_path=record.get("python_path", ()), actor_pool=True
-    )
-    try:
+    python_path = record.get("python_path", ())
+    with cluster.joined(means.address, verbose=means.verbose, python_path=python_path, actor_pool=True):
         pool = fit_pool(means.actors, means.gpus_per_actor, len(left))
         sources = [extraction.source for extraction in job.extractions.values()]
         reach.require(console.warn, images=sources, out=request.out)
@@ -320,8 +318,6 @@ def _run(
                 done[_name(row)] = result | {"broken": json.loads(result["broken"])}
                 so_far += row["stop"] - row["start"]
                 on_progress(so_far, total)
-    finally:
-        cluster.disconnect()
 
 
 def _say(request: Request, console: Console, summary: dict[str, Any], broken: list[Broken]) -> None:

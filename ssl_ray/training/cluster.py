@@ -4,9 +4,11 @@ import logging
 import os
 import re
 import secrets
+import signal
 import socket
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,8 +18,9 @@ from typing import Any
 
 import ray
 
-from ssl_ray.errors import UserError, first_line
+from ssl_ray.errors import ClusterLost, UserError, first_line
 from ssl_ray.training import growth
+from ssl_ray.training.stops import held
 
 # Read by Ray Train in the driver. Reports are taken once per poll: 2 s by default, which a short run would feel.
 _ENVIRONMENT = {
@@ -29,6 +32,8 @@ _ENVIRONMENT = {
 }
 CONNECT_TIMEOUT_S = 10
 DEFAULT_TOKEN = "~/.ray/auth_token"
+# Processes of a cluster that has ended go by themselves; what is stopped or hangs does not.
+END_S = 10.0
 _HOST_PORT = re.compile(r"[^/\s]+:\d+")
 # The cheapest call to a cluster's head; an empty request is a valid one.
 _CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
@@ -67,6 +72,8 @@ def connect(
     run actor pools of Ray Data, of whose arguments Ray's core itself complains on stderr at each actor's start.
     """
     set_environment()
+    # Ray would have SIGTERM end this process at once.
+    ray._private.utils.set_sigterm_handler = lambda handler: None
     if not verbose:
         os.environ.setdefault("RAY_LOG_TO_DRIVER_EVENT_LEVEL", "FATAL")
     address = address or os.environ.get("RAY_ADDRESS")
@@ -338,6 +345,56 @@ def job_id() -> str:
     return str(ray.get_runtime_context().get_job_id())
 
 
-def disconnect() -> None:
-    """Leaves the cluster; one that `connect` started ends with this."""
-    ray.shutdown()
+@contextmanager
+def joined(address: str | None, **settings: Any) -> Iterator[None]:
+    """`connect` before the body, and `disconnect` after it, however it ends."""
+    try:
+        connect(address, **settings)
+        yield
+    except ClusterLost:
+        disconnect(lost=True)
+        raise
+    except BaseException:
+        disconnect()
+        raise
+    else:
+        disconnect()
+
+
+def disconnect(*, lost: bool = False) -> None:
+    """Leaves the cluster; one that `connect` started ends with this, to its last process.
+
+    No thread of ours may be in a call to Ray. lost: there is nothing left to talk to.
+    """
+    node = ray._private.worker._global_node
+    raylets = node.all_processes.get("raylet", []) if node is not None and node.is_head() else []
+    with held():
+        if not lost:
+            ray.shutdown(wait_for_processes=True)
+        elif raylets:
+            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+        for raylet in raylets:
+            _end_processes(raylet.process.pid)
+
+
+def _end_processes(raylet: int, patience: float = END_S) -> None:
+    """Waits for the end of what a raylet has started, and ends what remains."""
+    deadline = time.monotonic() + patience
+    while left := _processes_of(raylet):
+        if time.monotonic() > deadline:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return
+        time.sleep(0.1)
+
+
+def _processes_of(raylet: int) -> list[int]:
+    """Processes that a raylet has started: Ray tells each of them whose it is. Where there is no /proc: none."""
+    mark = b"RAY_RAYLET_PID=%d" % raylet
+    found = []
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # another user's, or it has just ended
+            if mark in file.read_bytes().split(b"\0"):
+                found.append(int(file.parent.name))
+    return found

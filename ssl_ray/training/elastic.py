@@ -21,7 +21,6 @@ from ray.train.v2._internal.execution.scaling_policy import (
 
 from ssl_ray.errors import UserError
 from ssl_ray.training.cluster import Resources, alive_nodes, fit_workers, place, serves
-from ssl_ray.training.trainer import Trainer
 
 ANSWER_S = 5.0
 # A group whose data has nowhere left to be made saves nothing more; it is resized without.
@@ -91,14 +90,3 @@ def first_size(sizes: tuple[int, ...], resources: Resources) -> int:
 def largest(sizes: tuple[int, ...], room: int, resources: Resources, nodes: list[dict[str, float]]) -> int:
     """The largest size of at most `room` workers that the nodes serve, with a CPU left for the data; 0 if none is."""
     return next((n for n in reversed(sizes) if n <= room and serves(n, resources, nodes)), 0)
-
-
-class ElasticTrainer(Trainer):
-    """A `Trainer` with a scaling policy of ours."""
-
-    def __init__(self, *args: Any, policy: FittingGroup, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.policy = policy
-
-    def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
-        return super()._initialize_and_run_controller(**{**kwargs, "scaling_policy": self.policy})

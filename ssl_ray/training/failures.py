@@ -5,6 +5,7 @@ from typing import Any
 
 import ray
 from ray.train import UserCallback
+from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
 from ssl_ray.training.events import Failed
 
@@ -24,6 +25,8 @@ class Failures(UserCallback):  # type: ignore[misc]
 def cause(error: Exception) -> str:
     """An error in one line; of what a worker raised, the line that says what."""
     error = getattr(error, "health_check_failure", error)  # Ray Train's word around it
+    if isinstance(error, WorkerHealthCheckTimeoutError):
+        return "it did not answer within training.hang_minutes (stopped, or hanging in native code), and is killed"
     if isinstance(error, ray.exceptions.RayActorError):
         return "its node is gone" if "node was terminated" in str(error) else "its process is gone"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

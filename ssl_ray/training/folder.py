@@ -4,9 +4,11 @@ import json
 import os
 import re
 import secrets
+import shlex
 import time
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from ssl_ray.tracking import redact
 
 RUN, RECIPE = "run.json", "recipe.json"
 EVALUATIONS = "evaluations.json"
+ERROR = "error.txt"  # why the run ended early, the last time it did
 CHECKPOINTS = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
 
 
@@ -75,6 +78,20 @@ class RunFolder:
     def local(self) -> Path | None:
         """The folder as a path, None when it lies in an object store."""
         return None if "://" in self.uri else Path(self.uri)
+
+    @property
+    def error_file(self) -> str:
+        """Path or URI of what `keep_error` writes."""
+        return _below(self.uri, ERROR)
+
+    @property
+    def command(self) -> str:
+        """What continues the run, to be typed."""
+        record: dict[str, Any] = {}
+        with suppress(UserError):
+            record = self.record()
+        verb, folder = ("tune", self.storage) if "search" in record else ("pretrain", self.uri)
+        return str(record.get("command", f"ssl-ray {verb} --resume {shlex.quote(folder)}"))
 
     def exists(self) -> bool:
         """Whether a run has begun here."""
@@ -162,6 +179,17 @@ class RunFolder:
             with filesystem.open_output_stream(f"{path}/{file}") as stream:
                 stream.write(content)
         return _below(self.uri, file)
+
+    def keep_error(self, error: BaseException) -> None:
+        """Writes why the run ended: the reason in a line, and below it all that is known. Of no use where it cannot."""
+        causes = [str(error)]
+        while (cause := error.__cause__) is not None:
+            error = cause
+            # What comes from a worker holds its traceback in its text; of our own it is to be made.
+            text = str(cause)
+            causes.append(text if "Traceback" in text else "".join(traceback.format_exception(cause)))
+        with suppress(UserError):
+            self.keep(ERROR, "\n\n".join(causes).encode(errors="replace"))
 
     def latest_checkpoint(self, from_step: int = 0) -> str | None:
         """Path or URI of the newest registered checkpoint, None if there is none of at least `from_step` steps."""

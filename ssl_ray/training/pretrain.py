@@ -5,14 +5,15 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssl_ray import __version__
 from ssl_ray.console import Console, percent
 from ssl_ray.data.source import Dataset, open_dataset
-from ssl_ray.errors import UserError
+from ssl_ray.errors import Interrupted, StoreError, UserError, first_line
 from ssl_ray.experiments import Chosen, load_recipe
 from ssl_ray.recipe import Recipe, overrides, parse_settings
 from ssl_ray.resolve import resolve
@@ -33,6 +34,7 @@ from ssl_ray.training.folder import RunFolder, new_name
 from ssl_ray.training.notices import Notices
 from ssl_ray.training.places import check_data, lasting, reopen
 from ssl_ray.training.preflight import preflight
+from ssl_ray.training.stops import held
 from ssl_ray.training.tracked import open_tracked, tag_alarms, target_of, tracking_of, unless_away
 from ssl_ray.workers import Workers
 
@@ -70,7 +72,8 @@ class Request:
 def pretrain(request: Request, console: Console) -> dict[str, Any]:
     """Runs a request to its end and says how it went. Returns what `--json` prints.
 
-    Raises UserError for whatever the user can mend, before any worker starts where that can be known.
+    Raises Interrupted where Ctrl-C ended it before or after the training, which itself ends with a checkpoint then, and
+    UserError for whatever the user can mend, before any worker starts where that can be known.
     """
     with Notices(console.warn):
         return _pretrain(request, console)
@@ -78,7 +81,10 @@ def pretrain(request: Request, console: Console) -> dict[str, Any]:
 
 def _pretrain(request: Request, console: Console) -> dict[str, Any]:
     started = time.monotonic()
-    what = _continued(request) if request.resume else _fresh(request, console)
+    try:
+        what = _continued(request) if request.resume else _fresh(request, console)
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted before anything began; the same command starts it") from error
     summary, mlflow_ui = carry_out(*what, request, console, started=started)
     _say(request, console, summary, mlflow_ui)
     return summary
@@ -111,42 +117,70 @@ def carry_out(
     from ssl_ray.training import cluster, head, reach
     from ssl_ray.training.elastic import fit_group
 
-    # One after the other, though each takes seconds: Ray's start writes environment variables, torch reads them, and
-    # glibc before 2.41 crashes where two threads do so at once.
-    preflight(recipe, sizes, from_checkpoint=folder.latest_checkpoint() is not None)
-    cluster.connect(request.address, verbose=request.verbose, python_path=record["python_path"])
     try:
-        resources = fit_group(sizes, request.cpus_per_worker, request.gpus_per_worker, console.print)
-        if len(sizes) > 1:
-            console.print(
-                f"workers: {_alternatives(sizes)}, as the cluster has room for; a resize loses no step"
+        # One after the other, though each takes seconds: Ray's start writes environment variables, torch reads them,
+        # and glibc before 2.41 crashes where two threads do so at once.
+        preflight(recipe, sizes, from_checkpoint=folder.latest_checkpoint() is not None)
+        with cluster.joined(request.address, verbose=request.verbose, python_path=record["python_path"]):
+            resources = fit_group(sizes, request.cpus_per_worker, request.gpus_per_worker, console.print)
+            if len(sizes) > 1:
+                console.print(
+                    f"workers: {_alternatives(sizes)}, as the cluster has room for; a resize loses no step"
+                )
+            reach.require(
+                console.warn,
+                images=(dataset.train, dataset.val),
+                storage=folder.storage,
+                tracking=settings.uri,
             )
-        reach.require(
-            console.warn,
-            images=(dataset.train, dataset.val),
-            storage=folder.storage,
-            tracking=settings.uri,
-        )
-        with head.watched(f"all up to the last checkpoint is kept in {folder.uri}: continue with --resume"):
-            summary = train_in(
-                folder,
-                recipe,
-                dataset,
-                record,
-                workers=workers,
-                resources=resources,
-                settings=settings,
-                console=console,
-                verbose=request.verbose,
-                tags=tags,
-                started=started,
-                on_first_step=lambda: console.detail(
-                    f"first steps logged {time.monotonic() - started:.1f} s after the command"
-                ),
-            )
-    finally:
-        cluster.disconnect()
+            kept = f"all up to the last checkpoint is kept in {folder.uri}"
+            with telling(folder, console), head.watched(f"{kept}: continue with `{folder.command}`"):
+                summary = train_in(
+                    folder,
+                    recipe,
+                    dataset,
+                    record,
+                    workers=workers,
+                    resources=resources,
+                    settings=settings,
+                    console=console,
+                    verbose=request.verbose,
+                    tags=tags,
+                    started=started,
+                    on_first_step=lambda: console.detail(
+                        f"first steps logged {time.monotonic() - started:.1f} s after the command"
+                    ),
+                )
+    except KeyboardInterrupt as error:
+        begun = folder.exists()
+        raise Interrupted(
+            f"interrupted; continue with `{folder.command}`"
+            if begun
+            else "interrupted before the run began; the same command starts it"
+        ) from error
     return summary, ui_command(target_of(settings, record))
+
+
+@contextmanager
+def telling(folder: RunFolder, console: Console) -> Iterator[None]:
+    """Says why the body ended before anything else is done: leaving the cluster takes seconds.
+
+    An error that nobody has thought of becomes a line as well; its traceback is kept in the run's folder.
+    """
+    try:
+        yield
+    except (UserError, StoreError) as error:
+        console.fail(error)
+        raise
+    except Exception as error:
+        failed = UserError(
+            f"{type(error).__name__}: {first_line(error)}; this is a fault of ssl-ray's own, with its traceback in "
+            f"{folder.error_file}; all up to the last checkpoint is kept: continue with `{folder.command}`"
+        )
+        failed.__cause__ = error
+        folder.keep_error(failed)
+        console.fail(failed)
+        raise failed from error
 
 
 def train_in(
@@ -205,9 +239,10 @@ def train_in(
         "mlflow": {"uri": redact(settings.uri), "experiment": settings.experiment},
         "workers": str(workers),
     }
-    folder.begin(recipe, record)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    reason = ""
     try:
+        folder.begin(recipe, record)
         # Artifacts alone: metrics are rank 0's, which keeps undelivered ones in a file that only one may write.
         with make_tracker(tracked.target) as tracker:
             unless_away(
@@ -234,8 +269,16 @@ def train_in(
                 status = "KILLED"
             tag_alarms(tracked, result.summary.get("alarms", []), console)
             artifacts.at_end(tracker, recipe, result)
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        folder.keep_error(error)
+        raise
     finally:
-        tracked.finish(status)
+        with held():
+            tracked.finish(status, reason=reason)
     summary = {
         "run": folder.name,
         "status": result.status,

@@ -1,14 +1,10 @@
 """The driver of a run: data set, cluster, MLflow run, stream, trainer, result."""
 
-import contextlib
-import queue
-import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,21 +16,21 @@ from ssl_ray.data.blocks import StreamConfig
 from ssl_ray.data.plan import Plan
 from ssl_ray.data.source import Dataset
 from ssl_ray.data.stream import start_dealer
-from ssl_ray.errors import UserError
+from ssl_ray.errors import ClusterLost, StoreError, UserError
 from ssl_ray.filesystems import open_uri
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import TrackingTarget
 from ssl_ray.training.cluster import Resources
 from ssl_ray.training.control import Control
-from ssl_ray.training.elastic import ElasticTrainer, FittingGroup
+from ssl_ray.training.elastic import FittingGroup
 from ssl_ray.training.events import Fatal
 from ssl_ray.training.failures import Failures, cause
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.loop import Job, train_loop
 from ssl_ray.training.result import RunResult
-from ssl_ray.training.stops import sigterm_as_ctrl_c
 from ssl_ray.training.teller import Teller
-from ssl_ray.training.trainer import Trainer
+from ssl_ray.training.trainer import Trainer, Training, ready
+from ssl_ray.training.watchdog import silence
 from ssl_ray.workers import Workers
 
 # A worker that dies (a node lost, out of memory) is restarted this often, from the last checkpoint.
@@ -44,6 +40,7 @@ COLLECTIVE_TIMEOUT_S = 600
 # How often an elastic group looks whether the cluster has grown; each resize costs the workers' start.
 RESIZE_S = 30.0
 POLL_S = 0.2
+ANSWER_S, ANSWER_POLL_S = 5.0, 0.01
 
 
 @dataclass(frozen=True)
@@ -100,8 +97,8 @@ def run(
     """Trains a resolved recipe on a connected cluster, from the folder's last checkpoint if there is one.
 
     Without one it begins with `init_from`, another run's checkpoint, or at step 0. Shows progress while it runs. One
-    Ctrl-C or SIGTERM ends the run with a checkpoint at its next look, a second one at once. Raises UserError when the
-    run cannot go on for a reason that starting it again would not mend.
+    Ctrl-C ends the run with a checkpoint at its next look, a second one at once. Raises UserError when the run cannot
+    go on for a reason that starting it again would not mend. However it ends, nothing of it is at work afterwards.
     """
     job = Job(
         recipe,
@@ -113,37 +110,45 @@ def run(
         tracking,
         init_from,
     )
-    fit = _Background(_trainer(job, folder, workers, resources, verbose).fit)
     result = RunResult("finished")
-    news: deque[Any] = deque()  # outlives a Ctrl-C, which may come between two events
-    with sigterm_as_ctrl_c(), console.progress(stream.stop_step, recipe.name) as progress:
-        teller = Teller(result, folder, console, progress, control, on_first_step)
-        while True:
-            try:
-                for event in _events(stream.dealer, fit, news):
-                    if control is not None and control.stop.is_set() and result.status == "finished":
-                        result.status = "stopped"
-                        stream.dealer.request_stop.remote()
-                    if isinstance(event, Fatal):
-                        if control is not None:
-                            stream.dealer.request_stop.remote()  # the restarted workers end at once
-                            fit.wait()
-                        raise UserError(event.message)
-                    teller.tell(event)
-                break
-            except KeyboardInterrupt:
-                if result.status == "stopped":
-                    result.status = "interrupted"
+    feed = _Feed(stream.dealer, silence(recipe.training.hang_minutes))
+    training: Training = _trainer(job, folder, workers, resources, verbose).fit()
+    try:
+        with console.progress(stream.stop_step, recipe.name) as progress:
+            teller = Teller(result, folder, console, progress, control, on_first_step)
+            while True:
+                try:
+                    for event in feed.events(training):
+                        if control is not None and control.stop.is_set() and result.status == "finished":
+                            result.status = "stopped"
+                            stream.dealer.request_stop.remote()
+                        if isinstance(event, Fatal):
+                            raise UserError(event.message)
+                        teller.tell(event)
                     break
-                result.status = "stopped"
-                progress.note("stopping at the next look, with a checkpoint; Ctrl-C again stops at once")
-                stream.dealer.request_stop.remote()
-    if result.status != "interrupted":
-        result.summary = _outcome(fit, folder)
-        if result.summary.pop("collapsed"):
-            result.status = "collapsed"
-        if result.summary["steps"] == stream.stop_step:
-            result.status = "finished"
+                except KeyboardInterrupt:
+                    if result.status == "stopped":
+                        result.status = "interrupted"
+                        break
+                    result.status = "stopped"
+                    progress.note("stopping at the next look, with a checkpoint; Ctrl-C again stops at once")
+                    stream.dealer.request_stop.remote()
+        if result.status != "interrupted":
+            result.summary = _outcome(training, folder)
+            if result.summary.pop("collapsed"):
+                result.status = "collapsed"
+            if result.summary["steps"] == stream.stop_step:
+                result.status = "finished"
+    except (UserError, StoreError) as error:
+        if control is None:  # a search tells of its trials itself
+            console.fail(error)  # first of all: what comes now takes seconds
+        if not isinstance(error, ClusterLost):
+            training.end()
+        raise
+    except BaseException:
+        training.end()
+        raise
+    training.end()
     result.checkpoint = folder.latest_checkpoint()
     result.summary["broken_images"] = result.broken
     return result
@@ -173,72 +178,73 @@ def _trainer(job: Job, folder: RunFolder, workers: Workers, resources: Resources
             callbacks=[Failures(job.dealer)],
         ),
     }
-    if len(sizes) == 1:
-        return Trainer(train_loop, **settings)
-    return ElasticTrainer(train_loop, policy=FittingGroup(scaling, sizes, resources, job.dealer), **settings)
+    policy = FittingGroup(scaling, sizes, resources, job.dealer) if len(sizes) > 1 else None
+    # In the name of a worker that cannot speak for itself: see `Watchdog`.
+    environment = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(silence(job.recipe.training.hang_minutes))}
+    return Trainer(train_loop, policy=policy, environment=environment, **settings)
 
 
-def _outcome(fit: "_Background", folder: RunFolder) -> dict[str, Any]:
-    """What rank 0 returned. A run that failed too often ends in a line, and its tracebacks in a file."""
+def _outcome(training: Training, folder: RunFolder) -> dict[str, Any]:
+    """What rank 0 returned. A run that failed too often ends in a line; its tracebacks are the error's cause."""
     try:
-        outcome = fit.outcome()
+        result = training.result()
     except ray.exceptions.RayActorError as error:
         raise UserError(
             f"Ray Train's controller is gone ({cause(error)}); all up to the last checkpoint is kept: continue with "
-            f"--resume {folder.name}"
+            f"`{folder.command}`"
         ) from error
     except ray.train.TrainingFailedError as error:
-        log = (folder.local or Path(tempfile.gettempdir())) / "error.txt"
-        log.write_text(str(error))
         again = "" if isinstance(error, ray.train.ControllerError) else f", {MAX_FAILURES} restarts included"
-        raise UserError(f"training failed{again}: {cause(error)}; all of it: {log}") from error
-    summary: dict[str, Any] = outcome.return_value or {}
+        raise UserError(
+            f"training failed{again}: {cause(error)}; all of it: {folder.error_file}; once that is mended, continue "
+            f"with `{folder.command}`"
+        ) from error
+    summary: dict[str, Any] = result.return_value or {}
     return summary
 
 
-class _Background:
-    """A call in a thread. Signals reach only the main thread, which stays free to answer Ctrl-C."""
+class _Feed:
+    """What ranks, data tasks and the controller have to say to the driver; the dealer keeps it until it is fetched.
 
-    def __init__(self, call: Callable[[], Any]) -> None:
-        self._outcome: queue.Queue[tuple[bool, Any]] = queue.Queue()
-        self.thread = threading.Thread(target=self._run, args=(call,), daemon=True)
-        self.thread.start()
-
-    def _run(self, call: Callable[[], Any]) -> None:
-        try:
-            self._outcome.put((True, call()))
-        except BaseException as error:
-            self._outcome.put((False, error))
-
-    @property
-    def running(self) -> bool:
-        return self._outcome.empty()
-
-    def wait(self) -> None:
-        """Until the call has ended, however."""
-        self.thread.join()
-
-    def outcome(self) -> Any:
-        succeeded, value = self._outcome.get()
-        if not succeeded:
-            raise value
-        return value
-
-
-def _events(dealer: Any, call: _Background, news: deque[Any]) -> Iterator[Any]:
-    """What ranks and data tasks report, until the call has ended and all is read; None when a while brought nothing.
-
-    news: what is fetched and not yet handed out.
+    patience: seconds after which a dealer that does not answer is killed; Ray starts it again.
     """
-    while True:
-        while news:
-            yield news.popleft()
-        running = call.running
-        with contextlib.suppress(ray.exceptions.RayActorError):  # it died and is being started again
-            news.extend(ray.get(dealer.take_news.remote()))
-        if news:
-            continue
-        if not running:
+
+    def __init__(self, dealer: Any, patience: float) -> None:
+        self._dealer, self._patience = dealer, patience
+        self._silent = 0.0
+        self._asked: Any = None
+        self._news: deque[Any] = deque()  # outlives a Ctrl-C, which may come between two events
+
+    def events(self, training: Training) -> Iterator[Any]:
+        """Until the training has ended and all is read; None when a while brought nothing."""
+        while True:
+            while self._news:
+                yield self._news.popleft()
+            running = training.running
+            self._fetch()
+            if self._news:
+                continue
+            if not running:
+                return
+            yield None
+            time.sleep(POLL_S)
+
+    def _fetch(self) -> None:
+        """Waits for the dealer, but not for long: it may hang. Its answer then comes later."""
+        if self._asked is None:
+            self._asked = self._dealer.take_news.remote()
+        deadline = time.monotonic() + ANSWER_S
+        while not (answered := ready(self._asked)) and time.monotonic() < deadline:
+            time.sleep(ANSWER_POLL_S)
+        if answered:
+            with suppress(ray.exceptions.RayActorError):  # it died and is being started again
+                self._news.extend(ray.get(self._asked))
+            self._asked, self._silent = None, 0.0
             return
-        yield None
-        time.sleep(POLL_S)
+        self._silent += ANSWER_S
+        if self._silent > self._patience:
+            self._silent = 0.0
+            self._news.append(
+                "the process that deals the data did not answer within training.hang_minutes; it is started again"
+            )
+            ray.kill(self._dealer, no_restart=False)

@@ -1,11 +1,14 @@
 """A worker that hangs ends itself, after telling where: then Ray Train starts the group again.
 
-Nobody else can say where it hangs. What even this thread does not survive, a process that is stopped or a C extension
-that keeps Python's lock, is found out by its peers, who hang with it, or else by Ray Train's own check of its workers.
+Nobody else can say where it hangs. What even this thread does not survive, a process that is stopped or native code
+that keeps Python's lock, is found out by Ray Train's controller, whom a worker has to answer all the time, whatever it
+is at: evaluations and first steps may be long, silence may not. It kills the worker, which Ray's raylet does in the end
+with SIGKILL, and starts the group again.
 """
 
 import contextlib
 import faulthandler
+import math
 import os
 import tempfile
 import threading
@@ -18,6 +21,13 @@ import ray
 from ssl_ray.training.events import Hung
 
 TELL_S = 10.0
+# A busy machine, or a large library that is being imported, may keep a worker from answering for some seconds.
+LEAST_SILENCE_S = 30.0
+
+
+def silence(minutes: float | None) -> float:
+    """For how many seconds a worker may leave Ray Train's controller without an answer. minutes: as of `Watchdog`."""
+    return math.inf if minutes is None else max(60 * minutes, LEAST_SILENCE_S)
 
 
 class Watchdog:
@@ -38,10 +48,15 @@ class Watchdog:
         self.began = None
 
     def _watch(self, limit: float) -> None:
+        pause = min(1.0, limit / 4)
+        watched, waited, looked = self.began, 0.0, time.monotonic()
         while True:
-            time.sleep(min(1.0, limit / 4))
-            began = self.began
-            if began is not None and time.monotonic() - began > limit:
+            time.sleep(pause)
+            now, began = time.monotonic(), self.began
+            # A process that was stopped (Ctrl-Z, a debugger) has not hung: a long sleep counts as a short one.
+            waited = waited + min(now - looked, 2 * pause) if began == watched else 0.0
+            watched, looked = began, now
+            if began is not None and waited > limit:
                 with contextlib.suppress(
                     Exception
                 ):  # whatever becomes of the message, this process has to end

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from ssl_ray import experiments
 from ssl_ray.console import Console
 from ssl_ray.data.source import Dataset
-from ssl_ray.errors import UserError
+from ssl_ray.errors import Interrupted, UserError
 from ssl_ray.recipe import Recipe, overrides, parse_settings
 from ssl_ray.rules import located
 from ssl_ray.tracking import FOLDER, default_tags, make_tracker, open_run, redact, require, ui_command
@@ -23,6 +23,7 @@ from ssl_ray.training import pretrain
 from ssl_ray.training.folder import RunFolder, new_name
 from ssl_ray.training.notices import Notices
 from ssl_ray.training.places import reopen
+from ssl_ray.training.stops import held
 from ssl_ray.training.tracked import target_of, tracking_of
 from ssl_ray.tuning import plots
 from ssl_ray.tuning.capacity import Fit, Wanted, fit_growing, fit_trials, parse_cluster
@@ -98,7 +99,13 @@ def tune(request: Request, console: Console) -> dict[str, Any]:
             if search.record["summary"]["best_recipe"] is not None:
                 here["best_recipe"] = f"{search.folder.uri}/{BEST_FILE}"
             return _say(request, search, search.record["summary"] | here, console)
-        return _run(request, search, seconds, console)
+        try:
+            return _run(request, search, seconds, console)
+        except KeyboardInterrupt as error:
+            folder = search.folder
+            again = f"continue with `ssl-ray tune --resume {shlex.quote(folder.uri)}`"
+            begun = folder.holds(SEARCH_FILE)
+            raise Interrupted(f"interrupted; {again if begun else 'the same command starts it'}") from error
 
 
 def parse_duration(text: str | None) -> float | None:
@@ -213,11 +220,8 @@ def _dry_run(request: Request, search: _Search, console: Console) -> dict[str, A
     else:
         from ssl_ray.training import cluster
 
-        cluster.connect(request.base.address, verbose=request.base.verbose)
-        try:
+        with cluster.joined(request.base.address, verbose=request.base.verbose):
             nodes = cluster.alive_nodes()
-        finally:
-            cluster.disconnect()
     said = forecast(search.plan, fit_trials(nodes, **_wanted(request, search)), nodes, search.objective)
     if request.base.as_json:
         console.json_line(said)
@@ -236,8 +240,7 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
     settings = tracking_of(folder, record)
     if settings.must_exist:
         require(settings.uri)
-    cluster.connect(base.address, verbose=base.verbose, python_path=record["python_path"])
-    try:
+    with cluster.joined(base.address, verbose=base.verbose, python_path=record["python_path"]):
         fit = fit_growing(console.print, **_wanted(request, search))
         if fit.crowded:
             console.warn(
@@ -279,7 +282,8 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
         folder.write(SEARCH_FILE, record)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
-            hint = f"the search is kept in {folder.uri}: continue with --resume"
+            again = f"ssl-ray tune --resume {shlex.quote(folder.uri)}"
+            hint = f"the search is kept in {folder.uri}: continue with `{again}`"
             with head.watched(hint), make_tracker(parent.target) as tracker:
                 outcomes = _fit_tuner(search, fit, settings, parent.run_id, tracker, seconds, console, base)
                 search.outcomes = outcomes
@@ -305,9 +309,8 @@ def _run(request: Request, search: _Search, seconds: float | None, console: Cons
                     tracker.log_text(json.dumps(best, indent=2), BEST_FILE)
                 tracker.log_text(json.dumps(summary, indent=2), "summary.json")
         finally:
-            parent.finish(status)
-    finally:
-        cluster.disconnect()
+            with held():
+                parent.finish(status)
     if not interrupted:
         folder.write(SEARCH_FILE, record | {"summary": summary})
     return _say(request, search, summary, console)

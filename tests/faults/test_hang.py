@@ -1,10 +1,13 @@
 """A worker that hangs says where, and is started again."""
 
+import signal
+import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.runs import TINY, checkpoints, run, state
+from tests.runs import TINY, checkpoints, run, start, state, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -54,3 +57,30 @@ def test_a_step_that_never_ends_is_told_and_done_again(tmp_path: Path, two_cpus:
 
     ours, theirs = (state(f / checkpoints(f)[-1]) for f in (folder, tmp_path / "runs" / "still"))
     assert all(ours[name].equal(tensor) for name, tensor in theirs.items())
+
+
+def test_a_worker_that_is_stopped_is_killed_and_started_again(
+    tmp_path: Path, two_cpus: str, two_cpus_process: "subprocess.Popen[str]"
+) -> None:
+    """Nothing in a stopped process can tell that it hangs: Ray Train's controller does, whom it does not answer."""
+    there = ["--set=training.hang_minutes=0.5", "--set=training.checkpoint_steps=10", "--epochs=12"]
+    quick = ["--set=evaluation.every_epochs=null", "--name=stopped", f"--address={two_cpus}"]
+    process = start(tmp_path, "pretrain", "moco", *TINY, *there, *quick)
+    folder, err = tmp_path / "runs" / "stopped", tmp_path / "err.txt"
+    try:
+        wait_for(lambda: checkpoints(folder), "first checkpoint", process)
+        (worker,) = [
+            child
+            for child in psutil.Process(two_cpus_process.pid).children(recursive=True)
+            if "RayTrainWorker" in " ".join(child.cmdline())
+        ]
+        worker.send_signal(signal.SIGSTOP)
+        assert process.wait(timeout=300) == 0, err.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    said = err.read_text()
+    assert "worker 0 failed: it did not answer within training.hang_minutes" in said
+    assert "training goes on from step " in said
+    assert "Traceback" not in said
+    assert not worker.is_running()

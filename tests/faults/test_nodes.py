@@ -159,7 +159,8 @@ def test_the_head_is_lost_and_the_run_is_continued_elsewhere(
     assert all(said.startswith("moco: step ") for said in before if said), "progress and nothing else"
     assert line.startswith("ssl-ray: the cluster's head at ")
     assert line.endswith(
-        f" is gone; all up to the last checkpoint is kept in {folder}: continue with --resume"
+        f" is gone; all up to the last checkpoint is kept in {folder}: continue with "
+        f"`ssl-ray pretrain --resume {folder}`"
     )
     assert 0 < step_of(folder) < STEPS
 

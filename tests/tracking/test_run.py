@@ -17,6 +17,7 @@ from ssl_ray.tracking import (
     TrackingTarget,
     default_tags,
     deliver,
+    make_tracker,
     open_history,
     open_run,
     prepare,
@@ -25,6 +26,7 @@ from ssl_ray.tracking import (
 )
 from ssl_ray.tracking.client import connect
 from ssl_ray.tracking.records import ARTIFACTS_FILE, ENDING_FILE, METRICS_FILE
+from ssl_ray.training.notices import Notices
 from tests.tracking.conftest import history
 
 
@@ -217,6 +219,34 @@ def test_finish_with_the_store_away(settings, closed_port, tmp_path, caplog):
     assert stored(run).info.status == "RUNNING"
     assert deliver(run.target.folder, run.target) == 1
     assert stored(run).info.status == "FAILED"
+
+
+def test_why_a_run_failed_is_kept_until_it_runs_again(settings):
+    first = open_run(settings, name="r")
+    first.finish("FAILED", reason="optimization.base_lr: s3://me:secret@bucket is no number")
+    assert stored(first).data.tags["error"] == "optimization.base_lr: s3://***@bucket is no number"
+    second = open_run(settings, name="r", run_id=first.run_id)
+    assert "error" not in stored(second).data.tags
+    second.finish()
+    assert "error" not in stored(second).data.tags
+
+
+def test_of_a_store_that_goes_away_we_speak_alone(settings, capfd):
+    """MLflow logs what it raises, with pages of SQLAlchemy's traceback, on a handler of its own."""
+    heard = []
+    database = Path(settings.uri.removeprefix("sqlite:///"))
+    with Notices(heard.append):
+        run = open_run(settings, name="r")
+        with make_tracker(run.target) as tracker:
+            database.unlink()
+            tracker.log({"loss": 1.0}, step=1)
+            assert not tracker.flush(10)
+            tracker.close(1)
+        run.finish("FAILED", deadline=5)
+    assert capfd.readouterr().err == ""
+    assert "does not take metrics" in heard[0]
+    assert "was not told that the run FAILED" in heard[-1]
+    assert all("\n" not in line for line in heard)
 
 
 def test_dataset_is_an_input(settings):
