@@ -1,5 +1,6 @@
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -231,10 +232,12 @@ def test_why_a_run_failed_is_kept_until_it_runs_again(settings):
     assert "error" not in stored(second).data.tags
 
 
-def test_of_a_store_that_goes_away_we_speak_alone(settings, capfd):
+def test_of_a_store_that_goes_away_we_speak_alone(settings, tmp_path, capfd):
     """MLflow logs what it raises, with pages of SQLAlchemy's traceback, on a handler of its own."""
     heard = []
-    database = Path(settings.uri.removeprefix("sqlite:///"))
+    database = tmp_path / "mine.db"
+    shutil.copy(settings.uri.removeprefix("sqlite:///"), database)
+    settings = tracking_settings(tmp_path / "run", uri=f"sqlite:///{database}")
     with Notices(heard.append):
         run = open_run(settings, name="r")
         with make_tracker(run.target) as tracker:
