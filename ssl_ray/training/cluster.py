@@ -121,7 +121,7 @@ def connect(
 def restore_sigterm() -> None:
     """Puts this process's own answer to SIGTERM back, over that of Ray's core, which prints its stack and aborts."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
 
 
 def _stay_on_this_machine() -> None:
