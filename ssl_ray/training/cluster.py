@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -108,11 +109,18 @@ def connect(
         except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
             raise UserError(f"address: cannot reach {where}: {first_line(error)}") from error
+    restore_sigterm()
     if not verbose:
         for name in ("ray", "ray.train", "ray.data", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
         # What the cluster has to say of a node that died, 30 lines of it, Ray prints on our stdout, where results go.
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
+
+
+def restore_sigterm() -> None:
+    """Puts this process's own answer to SIGTERM back, over that of Ray's core, which prints its stack and aborts."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
 
 
 def tell_address() -> None:
