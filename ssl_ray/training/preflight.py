@@ -22,6 +22,7 @@ from ssl_ray.recipe import Recipe
 from ssl_ray.training.optim import build_optimizer
 from ssl_ray.training.rows import (
     Share,
+    require_groups,
     require_rows,
     require_values,
     shares,
@@ -36,7 +37,7 @@ _MANY_ROWS = 16
 _GIB = 2**30
 _MOST_OF_AN_IMAGE = _GIB
 _MOST_OF_A_MODEL = 1024 * _GIB  # gradients and what the optimiser keeps come on top: no device has as much
-_MOST_HERE = 16 * _GIB  # the machine that starts a run may be smaller than those that train
+_MOST_HERE = 4 * _GIB  # the machine that starts a run may be smaller than those that train
 
 
 def preflight(recipe: Recipe, sizes: Sequence[int] = (1,), *, from_checkpoint: bool = False) -> None:
@@ -50,6 +51,8 @@ def preflight(recipe: Recipe, sizes: Sequence[int] = (1,), *, from_checkpoint: b
     Ray has started, and again at each restart.
     """
     smallest, *_ = per_worker = shares(recipe, sizes)
+    for share in per_worker:  # before a loss is taken of as many rows as there are groups
+        require_groups(recipe, share)
     pipeline: ViewPipeline = build_at(recipe.views, "views")
     _judge("views", lambda: _views_of_blank(pipeline))
     logging.getLogger(FakeTensorMode.__module__).setLevel(logging.CRITICAL)  # we say it ourselves

@@ -39,8 +39,18 @@ def split(recipe: Recipe) -> tuple[str, int]:
     return "", 1
 
 
+def require_groups(recipe: Recipe, share: Share) -> None:
+    """Raises UserError where the rows of a worker cannot be dealt to the groups of batch norm evenly."""
+    path, groups = split(recipe)
+    if groups > 1 and share.rows % groups:
+        raise UserError(
+            f"{path}: {groups} groups cannot share evenly what a worker gets at once of {_batch(recipe, share)}, which "
+            f"is {_images(share.rows)}; set it to a divisor of {share.rows}, or {_more(recipe, share, alone=True)}"
+        )
+
+
 def require_rows(recipe: Recipe, algorithm: BaseModel, share: Share) -> None:
-    """Raises UserError where a loss gets fewer rows than it needs, or they cannot be dealt to groups evenly."""
+    """Raises UserError where a loss gets fewer rows than it needs."""
     together = share.rows * share.workers
     for module in algorithm.modules():
         least = getattr(module, "min_rows", 1)
@@ -49,12 +59,6 @@ def require_rows(recipe: Recipe, algorithm: BaseModel, share: Share) -> None:
                 f"algorithm: {type(module).__name__} needs {least} images or more at once, and "
                 f"{_batch(recipe, share)} holds {together}; {_more(recipe, share)}"
             )
-    path, groups = split(recipe)
-    if groups > 1 and share.rows % groups:
-        raise UserError(
-            f"{path}: {groups} groups cannot share evenly what a worker gets at once of {_batch(recipe, share)}, which "
-            f"is {_images(share.rows)}; set it to a divisor of {share.rows}, or {_more(recipe, share, alone=True)}"
-        )
 
 
 def watch_batch_norm(recipe: Recipe, algorithm: BaseModel, share: Share) -> list[str]:
