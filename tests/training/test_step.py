@@ -91,6 +91,8 @@ def test_the_plain_step_is_the_optimisers() -> None:
 def test_accumulated_micro_batches_are_one_step(count: int) -> None:
     """MAE's loss is a mean over rows with the same number of patches each, and it has no batch norm."""
     whole, parts = Run(), Run()
+    for run in (whole, parts):  # AdamW makes whole steps of what rounding leaves of a gradient that is 0
+        run.optimizer = torch.optim.SGD(run.algorithm.parameters(), lr=1.0)
     expected, got = whole.step().metrics, parts.step(accumulate=count).metrics
     assert got["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-12)
     assert_same_weights(whole, parts, rtol=1e-9, atol=1e-12)
