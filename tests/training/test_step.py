@@ -129,6 +129,8 @@ def test_clipping_scales_the_gradient_of_the_whole_network() -> None:
 @pytest.mark.parametrize("name", ["moco", "mae"])
 def test_bf16_computes_in_bf16_and_keeps_the_weights_in_float32(name: str) -> None:
     low, full = Run(name, torch.float32), Run(name, torch.float32)
+    for run in (low, full):  # batch norm of two rows leaves of them which is larger: a rounding decides that
+        run.algorithm.split_bn = 1
     seen = set()
     for module in low.algorithm.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
