@@ -63,7 +63,7 @@ def test_a_worker_that_is_stopped_is_killed_and_started_again(
     tmp_path: Path, two_cpus: str, two_cpus_process: "subprocess.Popen[str]"
 ) -> None:
     """Nothing in a stopped process can tell that it hangs: Ray Train's controller does, whom it does not answer."""
-    there = ["--set=training.hang_minutes=0.5", "--set=training.checkpoint_steps=10", "--epochs=12"]
+    there = ["--set=training.hang_minutes=0.5", "--set=training.checkpoint_steps=10", "--epochs=6"]
     quick = ["--set=evaluation.every_epochs=null", "--name=stopped", f"--address={two_cpus}"]
     process = start(tmp_path, "pretrain", "moco", *TINY, *there, *quick)
     folder, err = tmp_path / "runs" / "stopped", tmp_path / "err.txt"
