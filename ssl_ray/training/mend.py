@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import ray
@@ -11,7 +12,13 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
 )
 
 from ssl_ray.training import checkpoint
-from ssl_ray.training.folder import CHECKPOINTS
+from ssl_ray.training.folder import CHECKPOINTS, RunFolder
+
+
+def mend(folder: RunFolder, warn: Callable[[str], None]) -> None:
+    """`mend_list` of a run, with a word; before anybody asks for its checkpoints."""
+    if folder.local and (count := mend_list(folder.local)) is not None:
+        warn(f"{folder.uri}: its list of checkpoints was cut off; made anew from the {count} that are there")
 
 
 def mend_list(folder: Path) -> int | None:

@@ -116,8 +116,10 @@ def carry_out(
         require(settings.uri)
     from ssl_ray.training import cluster, head, reach
     from ssl_ray.training.elastic import fit_group
+    from ssl_ray.training.mend import mend
 
     try:
+        mend(folder, console.warn)
         # One after the other, though each takes seconds: Ray's start writes environment variables, torch reads them,
         # and glibc before 2.41 crashes where two threads do so at once.
         preflight(recipe, sizes, from_checkpoint=folder.latest_checkpoint() is not None)
@@ -208,14 +210,9 @@ def train_in(
     """
     from ssl_ray.training import cluster
     from ssl_ray.training.elastic import first_size
-    from ssl_ray.training.mend import mend_list
     from ssl_ray.training.run import run, start_stream
 
     started = time.monotonic() if started is None else started
-    if folder.local and (count := mend_list(folder.local)) is not None:
-        console.warn(
-            f"{folder.uri}: its list of checkpoints was cut off; made anew from the {count} that are there"
-        )
     preparing = prepare(settings)  # MLflow's first use of a store takes seconds: while the stream starts
     stream = start_stream(recipe, dataset, folder, first_size(workers.sizes(recipe), resources), init_from)
     preparing.join()

@@ -29,6 +29,7 @@ from ssl_ray.training import cluster
 from ssl_ray.training.cluster import Resources
 from ssl_ray.training.control import Control
 from ssl_ray.training.folder import RunFolder
+from ssl_ray.training.mend import mend
 from ssl_ray.training.preflight import preflight
 from ssl_ray.training.pretrain import train_in
 from ssl_ray.tuning.objective import METRIC, TIME, Objective
@@ -166,10 +167,15 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         if "summary" in record:  # it had ended, and Tune had not heard of it
             self.news.put(record["summary"])
         recipe = self._recipe()
+        mend(self.folder, self._console().warn)
         begun = self.folder.exists() and self.folder.latest_checkpoint() is not None
         preflight(recipe, (self.job.workers,), from_checkpoint=begun or record.get("init_from") is not None)
         self.thread = threading.Thread(target=self._train, args=(recipe, record), daemon=True)
         self.thread.start()
+
+    def _console(self) -> Console:
+        """What a trial has to say goes to the search."""
+        return Console("quiet", out=_Lines(self.said), err=_Lines(self.said))
 
     def _recipe(self) -> Recipe:
         recipe = trial_recipe(self.job.recipe, self.values, self.job.dataset, self.job.workers)
@@ -197,7 +203,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
                     workers=Workers.exactly(job.workers),
                     resources=job.resources,
                     settings=settings,
-                    console=Console("quiet", out=_Lines(self.said), err=_Lines(self.said)),
+                    console=self._console(),
                     verbose=job.verbose,
                     tags={"mlflow.parentRunId": job.parent, "search.trial": self.name}
                     | {f"search.{path}": str(value) for path, value in self.values.items()},

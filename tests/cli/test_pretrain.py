@@ -280,7 +280,11 @@ def test_a_run_belongs_to_its_data(moco: Ran) -> None:
 @pytest.mark.parametrize(
     ("arguments", "env", "said"),
     [
-        (["--workers=64"], {}, "workers: 64 workers need 16 CPUs at the least and one more for the data"),
+        (
+            ["--workers=64", "--set=training.global_batch_size=1024"],
+            {},
+            "workers: 64 workers need 16 CPUs at the least and one more for the data",
+        ),
         ([], {"MLFLOW_TRACKING_URI": "foo://bar"}, "MLflow at foo://bar cannot be used"),
         ([], {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, "MLflow at http://127.0.0.1:9 cannot be used"),
     ],
