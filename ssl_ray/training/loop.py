@@ -90,14 +90,15 @@ def train(job: Job) -> dict[str, Any]:
     assert optimization.lr is not None, "the driver resolves recipes"
 
     torch.manual_seed(training.seed)  # every rank starts from the same weights
-    algorithm: BaseModel = (recipe.untrained if checkpoints_of(job) else recipe.algorithm).build().to(device)
+    kept = checkpoints_of(job)  # they hold what has become of pretrained weights
+    algorithm: BaseModel = (recipe.untrained if kept else recipe.algorithm).build().to(device)
     if training.channels_last:
         algorithm.to(memory_format=torch.channels_last)
     if training.sync_bn and world_size > 1:
         algorithm = synchronize_batch_norm(algorithm, device)
     optimizer = build_optimizer(optimization.optimizer, algorithm.param_groups(), optimization.lr)
 
-    step, evaluations = restore_newest(job, algorithm, optimizer)
+    step, evaluations = restore_newest(kept, job, algorithm, optimizer)
     stop = rank == 0 and ray.get(job.dealer.look.remote(saved=False))[0]
     if distributed.agree(stop)[0]:  # before a first step: there is nothing to save
         return {"steps": step, "evaluations": evaluations, "images_per_second": 0.0, "collapsed": False}
@@ -263,12 +264,13 @@ def checkpoints_of(job: Job) -> list[ray.train.Checkpoint]:
     return [ray.train.Checkpoint(path, filesystem)]
 
 
-def restore_newest(job: Job, algorithm: BaseModel, optimizer: torch.optim.Optimizer) -> tuple[int, Any]:
+def restore_newest(
+    kept: list[ray.train.Checkpoint], job: Job, algorithm: BaseModel, optimizer: torch.optim.Optimizer
+) -> tuple[int, Any]:
     """Restores the newest checkpoint that is whole. Returns (next step, evaluations so far), the same on all ranks.
 
-    Of the run's own, else `init_from`; without any it is (0, []). Raises UserError where all are broken.
+    kept: as `checkpoints_of` gives them; without any it is (0, []). Raises UserError where all are broken.
     """
-    kept = checkpoints_of(job)
     broken: list[str] = []
     step = 0
     evaluations: Any = []
