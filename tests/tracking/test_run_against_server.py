@@ -36,7 +36,7 @@ def test_the_server_is_killed_in_mid_run(server: Server, tmp_path: Path, two_cpu
     assert said["steps"] == STEPS
     first, *_ = without.stderr.splitlines()
     assert first.startswith(f"warning: MLflow at {server.uri} ")
-    assert first.endswith("; until then what the run logs is kept in its folder")
+    assert first.endswith(f"; until then what the run logs is kept in {folder}")
     assert "Traceback" not in without.stderr
     warnings = (tmp_path / "err.txt").read_text().splitlines()
     assert all(line.startswith(f"warning: MLflow at {server.uri} ") for line in warnings), warnings
