@@ -193,6 +193,7 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Looks until `done` is set."""
+        self.look()
         while not self.done.wait(MEMORY_INTERVAL_S if self.memory else CPU_INTERVAL_S):
             self.look()
 
@@ -382,7 +383,8 @@ class Bench:
         watch = Watch(f"{MARK}={token}".encode(), process.pid, self.memory)
 
         def read() -> None:
-            lines.extend((time.monotonic() - started, line.rstrip()) for line in stdout)
+            with stdout:
+                lines.extend((time.monotonic() - started, line.rstrip()) for line in stdout)
 
         reader = threading.Thread(target=read, daemon=True)
         try:
@@ -568,6 +570,7 @@ def main() -> None:
         parser.error(f"--rounds {asked.rounds}: at least 1")
     if not Path("/proc/self/smaps_rollup").exists():
         sys.exit("startup.py reads what processes take from /proc, so it works on Linux only")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("startup.py: stopped"))  # the worktree has to go
     command = COMMANDS[asked.command]
     pairs = []
     with (
