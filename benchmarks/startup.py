@@ -323,7 +323,9 @@ def installed(name: str, tree: Path, bin_folder: Path) -> Tree:
     module, _, function = project["scripts"]["ssl-ray"].partition(":")
     script = bin_folder / "ssl-ray"
     bin_folder.mkdir()
-    script.write_text(f"import sys\nfrom {module} import {function}\nsys.exit({function}())\n")
+    script.write_text(
+        f'import sys\nfrom {module} import {function}\nif __name__ == "__main__":\n    sys.exit({function}())\n'
+    )
     return Tree(name, tree, script)
 
 
