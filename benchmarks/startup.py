@@ -492,7 +492,14 @@ def process_rows(old: Shares, new: Shares) -> list[tuple[str, ...]]:
     rows.sort(key=lambda row: -max(row[1].amount, row[2].amount))
     rows.append(("all", sum_of(old), sum_of(new)))
     return [
-        (name, *(text for share in shares for text in (str(share.count or ""), cell(share.amount or None))))
+        (
+            name,
+            *(
+                text
+                for share in shares
+                for text in (str(share.count or ""), cell(share.amount if share.count else None))
+            ),
+        )
         for name, *shares in rows
     ]
 
