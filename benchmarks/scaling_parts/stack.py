@@ -41,9 +41,9 @@ def sleeper(
 @contextmanager
 def ray_here(cpus: int) -> Iterator[None]:
     """A Ray cluster on this machine with so many logical CPUs; its workers can import the sleeping recipe."""
-    from ssl_ray.training import cluster
+    from ssl_ray.training import cluster, local_cluster
 
-    cluster.set_environment()
+    local_cluster.set_environment()
     import ray
 
     paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -9,6 +9,7 @@ decided by the plan and by (seed, epoch, index, view): neither task order, the n
 import asyncio
 import contextlib
 import threading
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from functools import lru_cache
@@ -60,8 +61,10 @@ class Dealer:
     group: with the step and world size that the run now continues with.
     """
 
-    def __init__(self, config: StreamConfig) -> None:
+    def __init__(self, config: StreamConfig, *, alone: bool) -> None:
         quiet_ray_data()
+        if alone:
+            without_helpers()
         self.config = config
         self.config_ref = ray.put(config)
         self.position: tuple[int, int] | None = None
@@ -228,14 +231,46 @@ def quiet_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def start_dealer(config: StreamConfig) -> Any:
+def without_helpers() -> None:
+    """Ray Data in this process does without its two helpers, which are a process each and import as much as this one.
+
+    One keeps statistics for a dashboard. The other shares out, among datasets that run at a time, the nodes that an
+    autoscaler starts for them; before it has answered nothing is made. On a cluster without dashboard and autoscaler
+    they serve nobody.
+    """
+    from ray.data._internal import stats
+    from ray.data._internal.cluster_autoscaler import AutoscalingCoordinator, rate_based_cluster_autoscaler
+
+    class AllNodes(AutoscalingCoordinator):  # type: ignore[misc]
+        """All that the cluster has, and no more to come."""
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+        def request_resources(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def cancel_request(self) -> None:
+            pass
+
+        def get_reserved_resources(self) -> dict[str, dict[str, float]]:
+            return self.nodes
+
+    rate_based_cluster_autoscaler.DefaultAutoscalingCoordinator = AllNodes
+    for name in ("register_dataset_to_stats_actor", "update_execution_metrics", "update_iteration_metrics"):
+        setattr(stats._StatsManager, name, staticmethod(lambda *_, **__: None))
+    stats._StatsManager.gen_dataset_id_from_stats_actor = staticmethod(lambda: uuid.uuid4().hex)
+
+
+def start_dealer(config: StreamConfig, *, alone: bool = False) -> Any:
     """Starts a dealer on this driver's node; it takes no CPU, and its data tasks take what training leaves.
 
-    A dealer that dies is started again, and the restarted worker group tells it where to go on.
+    A dealer that dies is started again, and the restarted worker group tells it where to go on. alone: the cluster has
+    neither a dashboard nor an autoscaler, and nodes neither come nor go.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return (
         ray.remote(Dealer)
         .options(num_cpus=0, max_concurrency=1000, max_restarts=-1, scheduling_strategy=here)
-        .remote(config)
+        .remote(config, alone=alone)
     )

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_ray import distributed
+from ssl_ray.eager import spare_compiler
 
 _CHUNK_ELEMENTS = 2**25  # logits held at a time (256 MiB in float64)
 
@@ -31,6 +32,7 @@ def fit_logistic(
     count = distributed.sum_(torch.tensor(len(rows), device=rows.device))
     chunk = max(1, _CHUNK_ELEMENTS // classes)
     pieces = list(zip(torch.split(rows, chunk), torch.split(labels, chunk), strict=True))
+    spare_compiler()
     optimizer = torch.optim.LBFGS(
         [parameters],
         max_iter=iterations,

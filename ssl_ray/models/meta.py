@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_INITIALISERS = ("normal_", "uniform_", "fill_", "zero_")
+_INITIALISERS = ("normal_", "uniform_", "fill_", "zero_", "normalize")
+_FILLED = (torch.ones, torch.zeros, torch.rand, torch.randn)
 
 
 class _NoInitialisation(TorchFunctionMode):
@@ -17,8 +18,11 @@ class _NoInitialisation(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
+        if func in _FILLED:
+            return torch.empty(*args, **(kwargs or {}))
         if getattr(func, "__name__", "") in _INITIALISERS:
-            tensor = args[0] if args else (kwargs or {}).get("tensor")  # torch.nn.init names its argument
+            # torch.nn.init and torch.nn.functional name their argument.
+            tensor = args[0] if args else (kwargs or {}).get("tensor", (kwargs or {}).get("input"))
             if isinstance(tensor, Tensor) and tensor.is_meta:
                 return tensor
         return func(*args, **(kwargs or {}))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,10 +23,11 @@ class DataPreprocessor(nn.Module):
 
     def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[Positive] = IMAGENET_STD) -> None:
         super().__init__()
-        mean_, std_ = (torch.tensor(x, dtype=torch.float64).view(-1, 1, 1) for x in (mean, std))
         # (x / 255 - mean) / std as one product and one difference, in place: a third of the passes over memory.
-        self.register_buffer("scale", (1 / (255 * std_)).float(), persistent=False)
-        self.register_buffer("shift", (mean_ / std_).float(), persistent=False)
+        mean_, std_ = np.array(mean, np.float64), np.array(std, np.float64)
+        for name, value in (("scale", 1 / (255 * std_)), ("shift", mean_ / std_)):
+            buffer = torch.tensor(value.tolist(), dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, views: list[Tensor]) -> list[Tensor]:
         """Returns the list of normalised views, memory format kept."""

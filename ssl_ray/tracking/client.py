@@ -29,10 +29,16 @@ THREAD_PREFIX = "mlflow-"
 _first_use = threading.Lock()
 
 
+def set_environment() -> None:
+    """What MLflow reads from the environment when it is imported."""
+    for variable, value in _ENVIRONMENT.items():
+        if variable not in os.environ:
+            os.environ[variable] = value
+
+
 def import_mlflow(name: str = "mlflow") -> Any:
     """The module `mlflow` or one of its parts, imported on first use (2 to 3 s)."""
-    for variable, value in _ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
+    set_environment()
     # By module and not with `catch_warnings`, which is not thread-safe.
     warnings.filterwarnings("ignore", module=r"mlflow\.")
     with _first_use:
@@ -49,8 +55,11 @@ def _mute() -> None:
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     for name in ("mlflow", "sqlalchemy", "alembic"):
         known = [one for one in list(logging.root.manager.loggerDict) if one.startswith(f"{name}.")]
-        for one in (name, *known):
-            logging.getLogger(one).setLevel(logging.CRITICAL + 1)
+        for one in map(logging.getLogger, (name, *known)):
+            if (
+                one.level != logging.CRITICAL + 1
+            ):  # to set it again would cost what it costs every logger there is
+                one.setLevel(logging.CRITICAL + 1)
 
 
 def connect(uri: str, *, must_exist: bool = False) -> Any:

@@ -1,5 +1,7 @@
 """Saving a torch module in MLflow's model format."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,11 +32,27 @@ def save_model(module: "nn.Module", example_input: "Tensor", folder: Path) -> No
     signature = infer_signature(
         example.numpy(), output.float().numpy() if isinstance(output, torch.Tensor) else None
     )
-    mlflow_pytorch.save_model(
-        module,
-        str(folder),
-        signature=signature,
-        serialization_format="pickle",
-        # Named, because inferring them starts another Python that loads the model.
-        pip_requirements=[f"{name}=={version(name)}" for name in ("ssl-ray", "torch", "mlflow")],
-    )
+    with _requirements_are_known():
+        mlflow_pytorch.save_model(
+            module,
+            str(folder),
+            signature=signature,
+            serialization_format="pickle",
+            # Named, because inferring them starts another Python that loads the model.
+            pip_requirements=[f"{name}=={version(name)}" for name in ("ssl-ray", "torch", "mlflow")],
+        )
+
+
+@contextmanager
+def _requirements_are_known() -> Iterator[None]:
+    """MLflow would read the list of files of every package of this environment, seconds of it, to compare versions that
+    were just read from there.
+    """
+    environment = import_mlflow("mlflow.utils.environment")
+    check = "warn_dependency_requirement_mismatches"
+    kept = getattr(environment, check, None)
+    setattr(environment, check, lambda _: None)
+    try:
+        yield
+    finally:
+        setattr(environment, check, kept)

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from ssl_ray.errors import UserError
 from ssl_ray.redact import redact
-from ssl_ray.tracking.client import THREAD_PREFIX, connect, import_mlflow, within
+from ssl_ray.tracking.client import THREAD_PREFIX, connect, import_mlflow, set_environment, within
 from ssl_ray.tracking.client import reason as why
 from ssl_ray.tracking.records import (
     ENDING_FILE,
@@ -44,6 +44,7 @@ def prepare(settings: TrackingSettings) -> threading.Thread:
 
     For the driver to call before it starts the stream. An error is left to `open_run`, which meets it again.
     """
+    set_environment()  # here: to write to the environment in a thread is a danger to those who read it
 
     def connect_quietly() -> None:
         try:

@@ -3,38 +3,24 @@
 import logging
 import os
 import re
-import secrets
 import signal
 import socket
 import sys
-import tempfile
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 
 from ssl_ray.errors import ClusterLost, UserError, first_line
-from ssl_ray.training import growth
+from ssl_ray.training import growth, local_cluster
 from ssl_ray.training.stops import held
+from ssl_ray.training.token import has_token
 
-# Read by Ray Train in the driver. Reports are taken once per poll: 2 s by default, which a short run would feel.
-_ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 CONNECT_TIMEOUT_S = 10
-DEFAULT_TOKEN = "~/.ray/auth_token"
-# Processes of a cluster that has ended go by themselves; what is stopped or hangs does not.
-END_S = 10.0
 _HOST_PORT = re.compile(r"[^/\s]+:\d+")
 # The cheapest call to a cluster's head; an empty request is a valid one.
 _CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
@@ -56,12 +42,6 @@ class Resources:
         return {"CPU": self.cpus, "GPU": self.gpus}
 
 
-def set_environment() -> None:
-    """What Ray reads from the environment of a process that drives a run; before it imports `ray.train`."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-
-
 def connect(
     address: str | None, *, verbose: bool, python_path: Sequence[str] = (), actor_pool: bool = False
 ) -> None:
@@ -72,40 +52,40 @@ def connect(
     python_path: folders of the user's own modules, for the workers to import them from. actor_pool: this driver will
     run actor pools of Ray Data, of whose arguments Ray's core itself complains on stderr at each actor's start.
     """
-    set_environment()
+    local_cluster.set_environment()
     # Ray would have SIGTERM end this process at once.
     ray._private.utils.set_sigterm_handler = lambda handler: None
     if not verbose:
         os.environ.setdefault("RAY_LOG_TO_DRIVER_EVENT_LEVEL", "FATAL")
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address == "local":  # Ray's word for a cluster of one's own
-        address = None
+    address = local_cluster.wanted(address)
     if address:
         _check_reachable(address)
-    # With an explicit address Ray takes a token or not by this alone: a wrong guess is refused after minutes, or by the
-    # cluster's own calls back to us, which look as if our actors had died.
-    if address and "RAY_AUTH_MODE" not in os.environ and _wants_token(address):
-        os.environ["RAY_AUTH_MODE"] = "token"
+        # With an explicit address Ray takes a token or not by this alone: a wrong guess is refused after minutes, or by
+        # the cluster's own calls back to us, which look as if our actors had died.
+        if "RAY_AUTH_MODE" not in os.environ and _wants_token(address):
+            os.environ["RAY_AUTH_MODE"] = "token"
     quiet: dict[str, Any] = {
         "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.ERROR,
         "configure_logging": True,
     }
-    quiet["runtime_env"] = {"worker_process_setup_hook": f"{__name__}.{tell_address.__name__}"}
-    if python_path:
-        kept = filter(None, [os.environ.get("PYTHONPATH")])
-        quiet["runtime_env"]["env_vars"] = {"PYTHONPATH": os.pathsep.join([*python_path, *kept])}
+    runtime_env: dict[str, Any] = {}
+    if address:
+        runtime_env["worker_process_setup_hook"] = f"{__name__}.{tell_address.__name__}"
+    own = None if address else local_cluster.started(python_path, verbose=verbose)
+    if own:
+        # Or Ray would look for it at the machine's address in its network. Ray reads the variable when it is imported.
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    ray._raylet.Config.initialize("")  # reads RAY_AUTH_MODE again, which may just have been set
+    path = local_cluster.with_own(python_path)
+    if path and (own is None or own.python_path != path):
+        runtime_env["env_vars"] = {"PYTHONPATH": path}
     with warnings.catch_warnings():
         if not verbose:
             warnings.simplefilter("ignore")
         try:
             with _mute_core(actor_pool and not verbose):
-                if address:
-                    ray.init(address=address, **quiet)
-                else:
-                    _stay_on_this_machine()
-                    _make_token()
-                    ray.init(address="local", include_dashboard=False, **quiet)
+                ray.init(address or own.address(), runtime_env=runtime_env or None, **quiet)
         except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
             raise UserError(f"address: cannot reach {where}: {first_line(error)}") from error
@@ -132,18 +112,6 @@ def tell_address() -> None:
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
-def _stay_on_this_machine() -> None:
-    """A cluster that `ray.init` starts takes calls on 127.0.0.1 only: Ray's default on macOS and Windows.
-
-    Elsewhere it would take the machine's address in its network. Ray reads the variable when it is imported, its
-    processes inherit it.
-    """
-    from ray._private import ray_constants
-
-    if os.environ.setdefault(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0") == "0":
-        ray_constants.ENABLE_RAY_CLUSTER = False
-
-
 @contextmanager
 def _mute_core(wanted: bool) -> Iterator[None]:
     """Around Ray's start: its core in this process logs nothing but what is fatal, unless the user has said a level.
@@ -167,27 +135,6 @@ def _mute_core(wanted: bool) -> Iterator[None]:
         del os.environ[name]
 
 
-def _make_token() -> None:
-    """The token that a cluster started here wants, where there is none yet.
-
-    Ray makes one itself, but two first starts at a time would make two, and one of them be refused by its own cluster.
-    Nobody sees a half of this one, and the first one stays.
-    """
-    if (
-        _has_token()
-        or "RAY_AUTH_TOKEN_PATH" in os.environ
-        or os.environ.get("RAY_AUTH_MODE", "token") != "token"
-    ):
-        return
-    path = Path(DEFAULT_TOKEN).expanduser()
-    with suppress(OSError):  # somebody was faster, or it cannot be written: Ray says so
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name) as file:
-            file.write(secrets.token_hex(32))
-            file.flush()
-            os.link(file.name, path)
-
-
 def _check_reachable(address: str) -> None:
     """Ray itself would try for minutes, and say so in a dozen lines."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -207,24 +154,19 @@ def _wants_token(address: str) -> bool:
     import grpc  # type: ignore[import-untyped]
 
     if address.startswith("ray://") or not _HOST_PORT.fullmatch(address):
-        return _has_token()
+        return has_token()
     with grpc.insecure_channel(address) as channel:
         try:
             channel.unary_unary(_CHECK_ALIVE)(b"", timeout=CONNECT_TIMEOUT_S)
         except grpc.RpcError as error:
             refused = error.code() == grpc.StatusCode.UNAUTHENTICATED
-            if refused and not _has_token():
+            if refused and not has_token():
                 raise UserError(
                     f"address: the cluster at {address} wants a token; put its token into ~/.ray/auth_token or "
                     "RAY_AUTH_TOKEN"
                 ) from error
-            return refused or _has_token()
+            return refused or has_token()
     return False
-
-
-def _has_token() -> bool:
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH", DEFAULT_TOKEN)
-    return bool(os.environ.get("RAY_AUTH_TOKEN")) or os.path.exists(os.path.expanduser(path))
 
 
 def alive_nodes() -> list[dict[str, float]]:
@@ -374,35 +316,7 @@ def disconnect(*, lost: bool = False) -> None:
 
     No thread of ours may be in a call to Ray. lost: there is nothing left to talk to.
     """
-    node = ray._private.worker._global_node
-    raylets = node.all_processes.get("raylet", []) if node is not None and node.is_head() else []
     with held():
         if not lost:
-            ray.shutdown(wait_for_processes=True)
-        elif raylets:
-            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
-        for raylet in raylets:
-            _end_processes(raylet.process.pid)
-
-
-def _end_processes(raylet: int, patience: float = END_S) -> None:
-    """Waits for the end of what a raylet has started, and ends what remains."""
-    deadline = time.monotonic() + patience
-    while left := _processes_of(raylet):
-        if time.monotonic() > deadline:
-            for pid in left:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            return
-        time.sleep(0.1)
-
-
-def _processes_of(raylet: int) -> list[int]:
-    """Processes that a raylet has started: Ray tells each of them whose it is. Where there is no /proc: none."""
-    mark = b"RAY_RAYLET_PID=%d" % raylet
-    found = []
-    for file in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # another user's, or it has just ended
-            if mark in file.read_bytes().split(b"\0"):
-                found.append(int(file.parent.name))
-    return found
+            ray.shutdown()
+        local_cluster.end()

@@ -14,6 +14,7 @@ import ray
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
+    FixedScalingPolicy,
     NoopDecision,
     ResizeDecision,
     ScalingDecision,
@@ -25,6 +26,19 @@ from ssl_ray.training.cluster import Resources, alive_nodes, fit_workers, place,
 ANSWER_S = 5.0
 # A group whose data has nowhere left to be made saves nothing more; it is resized without.
 SAVE_S = 120.0
+
+
+class FixedGroup(FixedScalingPolicy):  # type: ignore[misc]
+    """Ray Train's policy of one size, which asks no autoscaler for it: that takes a process, and there is none."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Called by Ray Train, which would ask from here on."""
+
+    def _send_resource_request(self) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
 
 
 class FittingGroup(ElasticScalingPolicy):  # type: ignore[misc]

@@ -1,12 +1,14 @@
-"""Why workers ended, in a line each."""
+"""What Ray Train's controller does when workers end: says why, in a line each, and tries again what may go better."""
 
 import re
 from typing import Any
 
 import ray
-from ray.train import UserCallback
+from ray.train import UserCallback, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
 
+from ssl_ray.errors import UserError
 from ssl_ray.training.events import Failed
 
 
@@ -20,6 +22,18 @@ class Failures(UserCallback):  # type: ignore[misc]
         """Called by Ray Train before it starts the group again, or gives up."""
         causes = {rank: cause(error) for rank, error in worker_exceptions.items()}
         self.dealer.tell.remote(Failed(causes))
+
+
+class Retries(DefaultFailurePolicy):  # type: ignore[misc]
+    """Ray Train's own policy, except that what a user has to mend is not tried again."""
+
+    def _is_retryable_error(self, training_failed_error: Exception) -> bool:
+        if isinstance(training_failed_error, WorkerGroupError) and any(
+            isinstance(error, UserError) for error in training_failed_error.worker_failures.values()
+        ):
+            return False
+        retryable: bool = super()._is_retryable_error(training_failed_error)
+        return retryable
 
 
 def cause(error: Exception) -> str:

@@ -7,7 +7,6 @@ its own, with the raylet (through which every object comes) at the next object, 
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ import ray
 
 from ssl_ray.console import last_line
 from ssl_ray.errors import ClusterLost
+from ssl_ray.training import local_cluster
 
 # Ray's core gives up on a head after so long; a head that keeps its state elsewhere may come back until then.
 _PATIENCE, _PATIENCE_S = "RAY_gcs_rpc_server_reconnect_timeout_s", 60.0
@@ -107,13 +107,9 @@ def _end(error: ClusterLost, over: threading.Event, in_main: bool) -> None:
 
 def parts_of_cluster() -> list[Part]:
     """What the joined cluster stands on, as seen from this process."""
-    node = ray._private.worker._global_node
-    if node.is_head():  # started here: processes of ours, of which none comes back
+    if (own := local_cluster.current()) is not None:  # processes of ours, of which none comes back
         names = {"raylet": "Ray's raylet (a process of this command)", "gcs_server": "the cluster's head"}
-        return [
-            Part(name, partial(_lives, node.all_processes[kind][0].process), 0.0)
-            for kind, name in names.items()
-        ]
+        return [Part(name, partial(own.lives, kind), 0.0) for kind, name in names.items()]
     head = str(ray.get_runtime_context().gcs_address)
     patience = float(os.environ.get(_PATIENCE, _PATIENCE_S)) - EARLIER_S
     parts = [Part(f"the cluster's head at {head}", partial(listens, head), patience)]
@@ -125,10 +121,6 @@ def parts_of_cluster() -> list[Part]:
                 Part(f"Ray's raylet on this node ({raylet})", partial(present, raylet), RAYLET_PATIENCE_S)
             )
     return parts
-
-
-def _lives(process: "subprocess.Popen[bytes]") -> bool:
-    return process.poll() is None
 
 
 def listens(address: str) -> bool:

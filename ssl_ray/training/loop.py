@@ -70,9 +70,8 @@ class Job:
     init_from: str | None = None
 
 
-def train_loop(config: dict[str, Job]) -> dict[str, Any]:
+def train_loop(job: Job) -> dict[str, Any]:
     """What Ray Train calls: `train`, with the user's errors told to the driver rather than retried."""
-    job = config["job"]
     try:
         return train(job)
     except UserError as error:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch.optim import SGD, AdamW, Optimizer
 
+from ssl_ray.eager import spare_compiler
 from ssl_ray.errors import UserError
 from ssl_ray.models.base import ParamGroup
 from ssl_ray.spec import Spec
@@ -26,6 +27,7 @@ def build_optimizer(spec: Spec, groups: Sequence[ParamGroup], lr: float) -> Opti
     params = [
         {"params": g.params, "lr_scale": g.lr_scale, "fixed_lr": g.fixed_lr, "adapt": g.adapt} for g in filled
     ]
+    spare_compiler()
     optimizer: Optimizer = spec.build(params=params, lr=lr)
     for torch_group, group in zip(optimizer.param_groups, filled, strict=True):
         for name in ("weight_decay", "momentum"):

@@ -10,7 +10,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import nn
-from torch._subclasses import FakeTensorMode
 
 from ssl_ray.data.pipeline import ViewPipeline
 from ssl_ray.errors import MISTAKES, UserError
@@ -37,15 +36,18 @@ _MANY_ROWS = 16
 _GIB = 2**30
 _MOST_OF_AN_IMAGE = _GIB
 _MOST_OF_A_MODEL = 1024 * _GIB  # gradients and what the optimiser keeps come on top: no device has as much
+# Tried as they are: quicker than torch's import of what it needs for tensors without memory, its compiler.
+_SMALL_MODEL, _SMALL_IMAGE = 2**26, 64
 _MOST_HERE = 4 * _GIB  # the machine that starts a run may be smaller than those that train
 
 
 def preflight(recipe: Recipe, sizes: Sequence[int] = (1,), *, from_checkpoint: bool = False) -> None:
     """Builds a resolved recipe's parts and takes one loss of blank images, in tensors without memory: a second or two.
 
-    What fails so is tried again with real tensors, for a user's module may ask for their values. Pretrained weights are
-    read, and loaded into the backbone alone; from_checkpoint they are not, for it holds what has become of them.
-    sizes: numbers of workers that the group may have; in none of them a worker may get too few images at once.
+    Small ones are tried as they are, and so is what fails without memory, for a user's module may ask for values.
+    Pretrained weights are read, and loaded into the backbone alone; from_checkpoint they are not, for it holds what has
+    become of them. sizes: numbers of workers that the group may have; in none of them a worker may get too few images
+    at once.
 
     Raises UserError naming the part of the recipe that does not work: a worker would meet the same mistake only after
     Ray has started, and again at each restart.
@@ -55,16 +57,17 @@ def preflight(recipe: Recipe, sizes: Sequence[int] = (1,), *, from_checkpoint: b
         require_groups(recipe, share)
     pipeline: ViewPipeline = build_at(recipe.views, "views")
     _judge("views", lambda: _views_of_blank(pipeline))
-    logging.getLogger(FakeTensorMode.__module__).setLevel(logging.CRITICAL)  # we say it ourselves
     size = 0
     try:
         with without_memory():
             algorithm = _build(recipe, UserError)
             size = _size(algorithm)
             backbone = copy.deepcopy(algorithm.backbone)
-        # Unlike the meta device's these tensors say that they are on a CPU, which autocast wants to hear.
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            starved = _take_loss(recipe, pipeline, algorithm.to_empty(device="cpu"), smallest, UserError)
+        if size <= _SMALL_MODEL and max(pipeline.sizes) <= _SMALL_IMAGE:
+            algorithm = _build(recipe)
+            starved = _take_loss(recipe, pipeline, algorithm, smallest)
+        else:
+            starved = _take_fake_loss(recipe, pipeline, algorithm, smallest)
     except UserError:
         raise
     except MISTAKES:
@@ -114,6 +117,16 @@ def _size(algorithm: nn.Module) -> int:
             f"algorithm.{name}, {' x '.join(map(str, largest.shape))}; lower what makes it so large"
         )
     return size
+
+
+def _take_fake_loss(recipe: Recipe, pipeline: ViewPipeline, algorithm: BaseModel, share: Share) -> list[str]:
+    """`_take_loss` without memory; what fails in it is told by who calls."""
+    from torch._subclasses import FakeTensorMode
+
+    logging.getLogger(FakeTensorMode.__module__).setLevel(logging.CRITICAL)
+    # Unlike the meta device's these tensors say that they are on a CPU, which autocast wants to hear.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return _take_loss(recipe, pipeline, algorithm.to_empty(device="cpu"), share, UserError)
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ from ssl_ray.tracking import (
 from ssl_ray.training import artifacts
 from ssl_ray.training.control import Control
 from ssl_ray.training.folder import RunFolder, new_name
+from ssl_ray.training.local_cluster import own_modules
 from ssl_ray.training.notices import Notices
 from ssl_ray.training.places import check_data, lasting, reopen
 from ssl_ray.training.preflight import preflight
@@ -123,6 +124,7 @@ def carry_out(
         # One after the other, though each takes seconds: Ray's start writes environment variables, torch reads them,
         # and glibc before 2.41 crashes where two threads do so at once.
         preflight(recipe, sizes, from_checkpoint=folder.latest_checkpoint() is not None)
+        prepare(settings)  # MLflow's first use of a store takes seconds: while Ray starts
         with cluster.joined(request.address, verbose=request.verbose, python_path=record["python_path"]):
             resources = fit_group(sizes, request.cpus_per_worker, request.gpus_per_worker, console.print)
             if len(sizes) > 1:
@@ -213,7 +215,7 @@ def train_in(
     from ssl_ray.training.run import run, start_stream
 
     started = time.monotonic() if started is None else started
-    preparing = prepare(settings)  # MLflow's first use of a store takes seconds: while the stream starts
+    preparing = prepare(settings)  # of a trial: while the stream starts
     stream = start_stream(recipe, dataset, folder, first_size(workers.sizes(recipe), resources), init_from)
     preparing.join()
     info = dataset.train.info
@@ -242,10 +244,15 @@ def train_in(
         folder.begin(recipe, record)
         # Artifacts alone: metrics are rank 0's, which keeps undelivered ones in a file that only one may write.
         with make_tracker(tracked.target) as tracker:
-            unless_away(
-                console, "the data set", lambda: tracked.log_dataset(info.name, info.digest, record["data"])
-            )
-            artifacts.at_start(tracker, recipe, dataset)
+
+            def log_start() -> None:
+                unless_away(
+                    console,
+                    "the data set",
+                    lambda: tracked.log_dataset(info.name, info.digest, record["data"]),
+                )
+                artifacts.at_start(tracker, recipe, dataset)
+
             result = run(
                 recipe,
                 dataset,
@@ -258,6 +265,7 @@ def train_in(
                 verbose=verbose,
                 control=control,
                 init_from=init_from,
+                while_it_starts=log_start,
                 on_first_step=on_first_step,
             )
             if result.status == "finished":
@@ -354,7 +362,7 @@ def open_request(request: Request) -> tuple[Dataset, Chosen, list[str]]:
     data = request.data or DEFAULT_DATA
     no_credentials("data", data)
     no_credentials("storage", request.storage)
-    python_path = _python_path(request)
+    python_path = own_modules(request.recipe)
     sys.path += [path for path in python_path if path not in sys.path]
     dataset = open_dataset(data, holdout=request.holdout, **request.columns)
     return dataset, load_recipe(request.recipe, scale=request.scale, info=dataset.train.info), python_path
@@ -399,12 +407,6 @@ def _continued(request: Request) -> tuple[RunFolder, Recipe, Dataset, dict[str, 
         folder.update(data=place)
     # Of the settings only --steps comes with --resume, how far to go now, and where files are.
     return folder, located(overrides(recipe, parse_settings(request.settings))), dataset, record
-
-
-def _python_path(request: Request) -> list[str]:
-    """Folders of the user's own modules: where the command runs, and where the recipe's file is."""
-    file = (request.recipe or "").partition(":")[0]
-    return [os.getcwd(), *([os.path.dirname(os.path.abspath(file))] if file.endswith(".py") else [])]
 
 
 def no_credentials(option: str, uri: str) -> None:

@@ -5,11 +5,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig
 
 from ssl_ray.console import Console
 from ssl_ray.data.blocks import StreamConfig
@@ -20,13 +20,15 @@ from ssl_ray.errors import ClusterLost, StoreError, UserError
 from ssl_ray.filesystems import open_uri
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import TrackingTarget
+from ssl_ray.training import local_cluster
 from ssl_ray.training.cluster import Resources
 from ssl_ray.training.control import Control
-from ssl_ray.training.elastic import FittingGroup
+from ssl_ray.training.elastic import FittingGroup, FixedGroup
 from ssl_ray.training.events import Fatal
 from ssl_ray.training.failures import Failures, cause
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.loop import Job, train_loop
+from ssl_ray.training.process_group import ProcessGroup
 from ssl_ray.training.result import RunResult
 from ssl_ray.training.teller import Teller
 from ssl_ray.training.trainer import Trainer, Training, ready
@@ -72,7 +74,8 @@ def start_stream(
             total_steps=stop_step,
             max_broken=recipe.data.max_broken,
             with_labels=getattr(recipe.algorithm.target, "needs_labels", False),
-        )
+        ),
+        alone=local_cluster.here(),
     )
     if folder.latest_checkpoint() is None and init_from is None:
         ray.get(dealer.start.remote(0, workers))
@@ -92,6 +95,7 @@ def run(
     verbose: bool = False,
     control: Control | None = None,
     init_from: str | None = None,
+    while_it_starts: Callable[[], None] = lambda: None,
     on_first_step: Callable[[], None] = lambda: None,
 ) -> RunResult:
     """Trains a resolved recipe on a connected cluster, from the folder's last checkpoint if there is one.
@@ -114,6 +118,7 @@ def run(
     feed = _Feed(stream.dealer, silence(recipe.training.hang_minutes))
     training: Training = _trainer(job, folder, workers, resources, verbose).fit()
     try:
+        while_it_starts()
         with console.progress(stream.stop_step, recipe.name) as progress:
             teller = Teller(result, folder, console, progress, control, on_first_step)
             while True:
@@ -165,8 +170,7 @@ def _trainer(job: Job, folder: RunFolder, workers: Workers, resources: Resources
     )
     filesystem, path = open_uri(folder.storage)
     settings: dict[str, Any] = {
-        "train_loop_config": {"job": job},
-        "torch_config": TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        "torch_config": ProcessGroup("nccl" if resources.gpus else "gloo", COLLECTIVE_TIMEOUT_S),
         "scaling_config": scaling,
         "run_config": RunConfig(
             name=folder.name,
@@ -178,10 +182,15 @@ def _trainer(job: Job, folder: RunFolder, workers: Workers, resources: Resources
             callbacks=[Failures(job.dealer)],
         ),
     }
-    policy = FittingGroup(scaling, sizes, resources, job.dealer) if len(sizes) > 1 else None
+    policy: Any = None
+    if len(sizes) > 1:
+        policy = FittingGroup(scaling, sizes, resources, job.dealer)
+    elif local_cluster.here():
+        policy = FixedGroup(scaling)
     # In the name of a worker that cannot speak for itself: see `Watchdog`.
     environment = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(silence(job.recipe.training.hang_minutes))}
-    return Trainer(train_loop, policy=policy, environment=environment, **settings)
+    # Not as the loop's configuration: that the controller would unpickle, and import all that a job needs.
+    return Trainer(partial(train_loop, job), policy=policy, environment=environment, **settings)
 
 
 def _outcome(training: Training, folder: RunFolder) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ssl_ray import eager
 from ssl_ray.models.base import BaseModel, Extract, Output, Progress
 
 Micro = tuple[list[Tensor], dict[str, Tensor]]
@@ -70,7 +71,7 @@ def take_step(
     if taken:
         if clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(trained, clip_grad_norm, norm)
-        optimizer.step()
+        eager.step(optimizer)
         algorithm.after_step(state, progress)
     optimizer.zero_grad(set_to_none=True)
     return Step(metrics, taken, zero=size == 0)

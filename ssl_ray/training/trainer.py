@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.train import WorkerGroupError
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks import placement_group_callback
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR, get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
 
-from ssl_ray.errors import UserError
+from ssl_ray.training import local_cluster
+from ssl_ray.training.failures import Retries
 
 # The controller hears of an abort between two looks at its workers; one that starts a group does not look.
 ABORT_S = 30.0
@@ -71,9 +71,10 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
     policy: decides on the workers' number, Ray Train's own does if it is None. environment: of the controller, which
     hands Ray Train's variables on to its workers.
 
-    It starts no helper that could not work: Ray's frees the workers of a controller that was killed, and asks the
-    dashboard whether it was. On a cluster without one, as a run starts it for itself, it would only complain every
-    second, and the cluster ends with the run anyway.
+    It starts no helper, a process each, that has nothing to do. One serves Ray datasets, of which it has none. One
+    hears of nodes that are taken away: not the machine on which a command has a cluster of its own. Another frees the
+    workers of a controller that was killed, and asks the dashboard whether it was: on a cluster without one it would
+    only complain every second, and the cluster ends with the run anyway.
     """
 
     def __init__(
@@ -83,17 +84,17 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
         self.policy, self.environment = policy, environment or {}
 
     def _create_default_callbacks(self) -> list[Any]:
-        cleaner = placement_group_callback.PlacementGroupCleanerCallback
-        callbacks = super()._create_default_callbacks()
-        if ray._private.worker.get_dashboard_url():
-            return list(callbacks)
-        return [callback for callback in callbacks if not isinstance(callback, cleaner)]
+        idle = [DatasetsCallback]
+        if not ray._private.worker.get_dashboard_url():
+            idle.append(PlacementGroupCleanerCallback)
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, tuple(idle))]
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Training:
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         environment = {
             # The controller waits for its workers in an async method, of which Ray would warn.
             "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
+            ENABLE_PREEMPTION_WATCHER_ENV_VAR: str(int(not local_cluster.here())),
             **get_env_vars_to_propagate(),
             **self.environment,
         }
@@ -104,15 +105,3 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
         if self.policy is not None:
             kwargs["scaling_policy"] = self.policy
         return Training(controller.remote(**kwargs))
-
-
-class Retries(DefaultFailurePolicy):  # type: ignore[misc]
-    """Ray Train's own policy, except that what a user has to mend is not tried again."""
-
-    def _is_retryable_error(self, training_failed_error: Exception) -> bool:
-        if isinstance(training_failed_error, WorkerGroupError) and any(
-            isinstance(error, UserError) for error in training_failed_error.worker_failures.values()
-        ):
-            return False
-        retryable: bool = super()._is_retryable_error(training_failed_error)
-        return retryable

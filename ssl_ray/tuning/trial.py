@@ -25,7 +25,7 @@ from ssl_ray.evaluation.alarm import collapses
 from ssl_ray.recipe import Recipe, overrides
 from ssl_ray.resolve import resolve
 from ssl_ray.tracking import TrackedRun, TrackingSettings, TrackingTarget
-from ssl_ray.training import cluster
+from ssl_ray.training import local_cluster
 from ssl_ray.training.cluster import Resources
 from ssl_ray.training.control import Control
 from ssl_ray.training.folder import RunFolder
@@ -89,7 +89,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any], job: TrialJob) -> None:
         """Called by Tune in a fresh process; the training begins with the first `step`."""
-        cluster.set_environment()
+        local_cluster.set_environment()
         self.job = job
         self.values = dict(config)
         self.name = trial_name(self.trial_id)

@@ -146,7 +146,7 @@ def test_tasks_know_their_cluster(two_cpus: str, tmp_path: Path, started: bool) 
 
 def test_the_first_token_of_a_machine_is_made_once(tmp_path: Path) -> None:
     """Two first runs at a time: each would make one, and its cluster refuse what read the other's."""
-    code = "from ssl_ray.training.cluster import _make_token; input(); _make_token()"
+    code = "from ssl_ray.training.token import make_token; input(); make_token()"
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", f"{code}; print(open({str(tmp_path / '.ray' / 'auth_token')!r}).read())"],

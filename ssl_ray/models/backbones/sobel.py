@@ -40,11 +40,12 @@ class Sobel(nn.Module):
 
 
 def _numbers() -> dict[str, Tensor]:
-    columns = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+    columns = ((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0))
+    rows = tuple(zip(*columns, strict=True))
     return {
         "gray": torch.full((1, 3, 1, 1), 1 / 3),
         "gray_bias": torch.zeros(1),
-        "filters": torch.stack([columns, columns.T])[:, None],
+        "filters": torch.tensor([[columns], [rows]]),
         "filters_bias": torch.zeros(2),
     }
 
