@@ -12,7 +12,7 @@ PACKAGE = Path(ssl_ray.__file__).parent
 
 # A unit is a file or folder of the package. It imports from itself and from the layers before its own.
 LAYERS = [
-    {"errors", "job", "printable", "ranges", "redact", "__version__"},
+    {"eager", "errors", "job", "printable", "ranges", "redact", "__version__"},
     {"filesystems"},
     {"checks", "console", "distributed", "names"},
     {"spec"},  # a call written down as data
@@ -32,7 +32,7 @@ NEEDS = {
     "models": {"errors", "ranges", "distributed", "interop.weights"},
     "data": {"errors", "ranges", "redact", "filesystems"},
     "tracking": {"errors", "job", "redact", "__version__"},
-    "evaluation": {"errors", "distributed", "models", "data"},
+    "evaluation": {"eager", "errors", "distributed", "models", "data"},
 }
 PLACES = {
     "ray": ("data/batches.py", "data/stream.py", "evaluation/features.py", "training/", "tuning/"),

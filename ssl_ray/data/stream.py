@@ -96,6 +96,11 @@ class Dealer:
             target=self._produce, args=(first_step, world_size, self.queues, self.stop_producer), daemon=True
         ).start()
 
+    async def start_early(self, first_step: int, world_size: int) -> None:
+        """`start`, from who does not know whether the workers have come already."""
+        if self.position is None:
+            await self.start(first_step, world_size)
+
     async def next(self, rank: int) -> dict[str, Any]:
         """The rank's next block: {"blocks": [reference]}, empty at the end.
 

@@ -85,7 +85,7 @@ def connect(
             warnings.simplefilter("ignore")
         try:
             with _mute_core(actor_pool and not verbose):
-                ray.init(address or own.address(), runtime_env=runtime_env or None, **quiet)
+                ray.init(own.address() if own else address, runtime_env=runtime_env or None, **quiet)
         except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
             raise UserError(f"address: cannot reach {where}: {first_line(error)}") from error
@@ -309,6 +309,14 @@ def joined(address: str | None, **settings: Any) -> Iterator[None]:
         raise
     else:
         disconnect()
+
+
+def leave() -> None:
+    """Begins `disconnect`, for who has more to do that takes time, and nothing with Ray."""
+    with held():
+        ray.shutdown()
+        if (own := local_cluster.current()) is not None:
+            own.begin_to_end()
 
 
 def disconnect(*, lost: bool = False) -> None:

@@ -92,6 +92,8 @@ class LocalCluster:
             bufsize=0,  # lines are waited for with `select`, which does not see what lies in a buffer
             start_new_session=True,  # Ctrl-C in a terminal goes to the command, which ends in order
         )
+        assert self._process.stdin is not None
+        self._stdin = self._process.stdin
 
     def address(self) -> str:
         """Waits until drivers may connect. Raises RuntimeError where it cannot be started."""
@@ -107,18 +109,23 @@ class LocalCluster:
         return self._address
 
     def lives(self, kind: str) -> bool:
-        """Whether a process is there: "raylet", "gcs_server"."""
+        """Whether a process is there: "raylet", "gcs_server". One that is being ended is not missed."""
+        if self._stdin.closed:
+            return True
         while said := self._hear(0):
             self.gone.add(said["gone"])
         return kind not in self.gone and self._process.poll() is None
 
-    def end(self) -> None:
-        """Ends it to its last process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+    def begin_to_end(self) -> None:
+        """Nobody here is connected to it any more: it ends while other things are done."""
+        self._stdin.close()
         os.environ.pop(MARK, None)
         if not self._address:
             self._process.kill()  # it does not look at its input before all is started
+
+    def end(self) -> None:
+        """Ends it to its last process."""
+        self.begin_to_end()
         try:
             self._process.wait(3 * END_S)
         except subprocess.TimeoutExpired:

@@ -154,6 +154,7 @@ def carry_out(
                     on_first_step=lambda: console.detail(
                         f"first steps logged {time.monotonic() - started:.1f} s after the command"
                     ),
+                    once_trained=cluster.leave,
                 )
     except KeyboardInterrupt as error:
         begun = folder.exists()
@@ -203,12 +204,14 @@ def train_in(
     init_from: str | None = None,
     started: float | None = None,
     on_first_step: Callable[[], None] = lambda: None,
+    once_trained: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Trains a resolved recipe in `folder` on a connected cluster, tracked in one MLflow run. Returns its summary.
 
     What `pretrain` does for one recipe and a search for each of its trials. record: what is known of the run, kept in
     its folder; MLflow's ids are added. control: see `Control`. init_from: checkpoint of another run to begin with.
-    started: on the monotonic clock, for the summary's seconds; now if left out.
+    started: on the monotonic clock, for the summary's seconds; now if left out. once_trained: what may be done as soon
+    as the cluster is not needed any more, before artifacts are logged.
     """
     from ssl_ray.training import cluster
     from ssl_ray.training.elastic import first_size
@@ -268,6 +271,7 @@ def train_in(
                 while_it_starts=log_start,
                 on_first_step=on_first_step,
             )
+            once_trained()
             if result.status == "finished":
                 status = "FINISHED"
             elif result.status != "collapsed":

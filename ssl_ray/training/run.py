@@ -78,7 +78,7 @@ def start_stream(
         alone=local_cluster.here(),
     )
     if folder.latest_checkpoint() is None and init_from is None:
-        ray.get(dealer.start.remote(0, workers))
+        dealer.start_early.remote(0, workers)  # not waited for: it takes seconds
     return Stream(dealer, plan, total_steps, stop_step)
 
 
