@@ -4,7 +4,8 @@ Nothing here imports MLflow, torch or Ray until it is used.
 """
 
 from ssl_ray.redact import redact
-from ssl_ray.tracking.history import FOLDER, History, PastRun, Point, find_run, open_history
+from ssl_ray.tracking.history import History, Point, find_run, open_history
+from ssl_ray.tracking.past import FOLDER, PastRun
 from ssl_ray.tracking.records import deliver, why_not
 from ssl_ray.tracking.run import StoreAway, TrackedRun, open_run, prepare
 from ssl_ray.tracking.store import StoreGone, move_artifacts, require

@@ -1,62 +1,20 @@
 """The reading side: the runs that a store has, their numbers over time, and files put beside them afterwards."""
 
-import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssl_ray.errors import UserError, nearest
 from ssl_ray.redact import redact
 from ssl_ray.tracking.client import connect, import_mlflow, reason
+from ssl_ray.tracking.past import PastRun, address, last_values, number, seconds
+from ssl_ray.tracking.sqlite import Experiment, experiments, read, run_called, runs_of
 from ssl_ray.tracking.store import StoreGone, database, require, require_artifacts, restore_experiment
 from ssl_ray.tracking.target import TrackingSettings
 
 _PAGE = 1000  # runs of one answer
-_LARGEST = 1e300  # MLflow keeps an infinity as the largest float
 _ID_CHARACTERS = 4  # of a run's id, before it may stand for the run
-PARENT = "mlflow.parentRunId"
-FOLDER = "ssl_ray.folder"
-"""Tag: path or URI of the run's folder."""
-
-
-@dataclass(frozen=True)
-class PastRun:
-    """One run as MLflow knows it.
-
-    status: finished, running, failed, killed or scheduled. start, end: seconds since the epoch, None where unknown.
-    params, tags: as text. metrics: the last value of each, without MLflow's own `system/`; NaN and infinities as they
-    were logged. data, digest, source: name, digest and address of the data set it was trained on, "" if not recorded.
-    """
-
-    run_id: str
-    name: str
-    status: str
-    start: float | None
-    end: float | None
-    params: Mapping[str, str] = field(repr=False)
-    tags: Mapping[str, str] = field(repr=False)
-    metrics: Mapping[str, float] = field(repr=False)
-    data: str = ""
-    digest: str = ""
-    source: str = ""
-    experiment_id: str = ""
-
-    @property
-    def algorithm(self) -> str:
-        """The recipe's name, "" for a run that is not of ours."""
-        return self.params.get("name", "")
-
-    @property
-    def parent(self) -> str | None:
-        """Run id of the search that this run is a trial of."""
-        return self.tags.get(PARENT)
-
-    @property
-    def seconds(self) -> float | None:
-        """From its first start to its last end; None while it runs."""
-        return None if self.start is None or self.end is None else self.end - self.start
 
 
 class Point(NamedTuple):
@@ -70,13 +28,18 @@ class Point(NamedTuple):
 class History:
     """The runs of one experiment. Made by `open_history`."""
 
-    def __init__(self, client: Any, settings: TrackingSettings, experiment_id: str) -> None:
+    def __init__(self, settings: TrackingSettings, experiment_id: str) -> None:
         self.settings = settings
-        self._client = client
         self._experiment_id = experiment_id
+
+    @cached_property
+    def _client(self) -> Any:
+        return connect(self.settings.uri, must_exist=True)
 
     def runs(self) -> list[PastRun]:
         """All runs that are not deleted, the newest first."""
+        if (read_here := read(self.settings.uri, runs_of(self._experiment_id))) is not None:
+            return read_here
         found: list[PastRun] = []
         token = None
         while True:
@@ -86,7 +49,7 @@ class History:
                 order_by=["attributes.start_time DESC"],
                 page_token=token,
             )
-            found += map(_past, page)
+            found += map(past_run, page)
             token = page.token
             if not token:
                 return found
@@ -102,11 +65,13 @@ class History:
 
     def get(self, run_id: str) -> PastRun:
         """The run of this id, in whatever experiment. Raises UserError if there is none."""
+        if (read_here := read(self.settings.uri, run_called(run_id))) is not None:
+            return read_here
         try:
             found = self._client.get_run(run_id)
         except import_mlflow().MlflowException as error:
             raise UserError(f"run: MLflow at {redact(self.settings.uri)} has no run {run_id}") from error
-        return _past(found)
+        return past_run(found)
 
     def metric(self, run_id: str, name: str) -> list[Point]:
         """All values of a metric, one for each step, in order of steps.
@@ -115,7 +80,7 @@ class History:
         """
         at: dict[int, Point] = {}
         for m in self._client.get_metric_history(run_id, name):
-            point = Point(m.step, _number(m.value), m.timestamp / 1000)
+            point = Point(m.step, number(m.value), m.timestamp / 1000)
             if m.step not in at or at[m.step].time <= point.time:
                 at[m.step] = point
         return [at[step] for step in sorted(at)]
@@ -155,9 +120,7 @@ def open_history(settings: TrackingSettings) -> History:
     if (file := database(settings.uri)) is not None and not file.is_file():
         raise UserError(no_runs.format(f"{file} does not exist"))
     try:
-        client = connect(settings.uri, must_exist=True)
-        experiment = client.get_experiment_by_name(settings.experiment)
-        others = [] if experiment else [e.name for e in client.search_experiments()]
+        experiment, others = _experiment(settings)
     except Exception as error:
         raise UserError(
             f"MLflow at {where} cannot be read ({reason(error)}); start it, or name another store with "
@@ -171,13 +134,27 @@ def open_history(settings: TrackingSettings) -> History:
                 f"{nearest(settings.experiment, others)}"
             )
         raise UserError(no_runs.format(f"MLflow at {where} has no experiment {settings.experiment!r}"))
-    if experiment.lifecycle_stage == "deleted":
+    if experiment.stage == "deleted":
         raise UserError(
             f"experiment: {settings.experiment!r} is deleted in MLflow at {where}; bring it back with "
             f"`{restore_experiment(settings.uri, experiment.experiment_id)}`, or name another with "
             "MLFLOW_EXPERIMENT_NAME"
         )
-    return History(client, settings, experiment.experiment_id)
+    return History(settings, experiment.experiment_id)
+
+
+def _experiment(settings: TrackingSettings) -> tuple[Experiment | None, list[str]]:
+    """The settings' experiment, and where there is none the names of all. Raises what MLflow raises."""
+    known = read(settings.uri, experiments)
+    if known is not None:
+        found = [e for e in known if e.name == settings.experiment]
+        if len(found) < 2:  # else of several workspaces, among which MLflow chooses
+            return next(iter(found), None), [e.name for e in known if e.stage == "active"]
+    client = connect(settings.uri, must_exist=True)
+    entity = client.get_experiment_by_name(settings.experiment)
+    if entity is None:
+        return None, [e.name for e in client.search_experiments()]
+    return Experiment(entity.experiment_id, entity.name, entity.lifecycle_stage), []
 
 
 def find_run(run: str, runs: Sequence[PastRun]) -> PastRun:
@@ -204,7 +181,8 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return said if len(said) < 200 else "`ssl-ray runs` lists them"
 
 
-def _past(run: Any) -> PastRun:
+def past_run(run: Any) -> PastRun:
+    """A run of MLflow's in our form."""
     info, data = run.info, run.data
     trained_on = next(iter(run.inputs.dataset_inputs if run.inputs else []), None)
     dataset = trained_on.dataset if trained_on else None
@@ -212,24 +190,13 @@ def _past(run: Any) -> PastRun:
         run_id=info.run_id,
         name=info.run_name or info.run_id,
         status=str(info.status).lower(),
-        start=None if info.start_time is None else info.start_time / 1000,
-        end=None if info.end_time is None else info.end_time / 1000,
+        start=seconds(info.start_time),
+        end=seconds(info.end_time),
         params=dict(data.params),
         tags=dict(data.tags),
-        metrics={k: _number(v) for k, v in data.metrics.items() if not k.startswith("system/")},
+        metrics=last_values(data.metrics),
         data=dataset.name if dataset else "",
         digest=dataset.digest if dataset else "",
-        source=_source(dataset.source) if dataset else "",
+        source=address(dataset.source) if dataset else "",
         experiment_id=str(info.experiment_id),
     )
-
-
-def _source(text: str) -> str:
-    try:
-        return str(json.loads(text).get("uri", ""))
-    except (ValueError, AttributeError):
-        return text
-
-
-def _number(value: float) -> float:
-    return value if abs(value) < _LARGEST or math.isnan(value) else math.copysign(math.inf, value)

@@ -7,6 +7,8 @@ import pytest
 from ssl_ray.errors import UserError
 from ssl_ray.tracking import FOLDER, Tracker, find_run, open_history, open_run, tracking_settings
 from ssl_ray.tracking.client import connect, import_mlflow
+from ssl_ray.tracking.history import past_run
+from ssl_ray.tracking.sqlite import experiments, read, run_called, runs_of
 from ssl_ray.trained.runs import best
 from tests.trained.past import past
 
@@ -64,6 +66,54 @@ def test_an_accuracy_that_became_nan_is_no_longer_what_it_was(settings) -> None:
     runs = open_history(settings).runs()
     assert [math.isnan(run.metrics["val/knn_top1"]) for run in runs] == [True, False]
     assert [run.name for run in best(runs, "val/knn_top1")] == ["healthy"]
+
+
+def _comparable(run) -> dict:
+    """All of a run; a NaN does not equal itself, its text does."""
+    return vars(run) | {"metrics": {name: repr(value) for name, value in run.metrics.items()}}
+
+
+def test_a_file_is_read_as_mlflow_reads_it(settings) -> None:
+    client = connect(settings.uri)
+    for number, status in enumerate(("FINISHED", "FAILED", "KILLED", "FINISHED")):
+        run = open_run(
+            settings,
+            name=f"run {number}",
+            params={"name": "moco", "training": {"epochs": number}},
+            tags={"quoted": "\"a\",\n'b'", "parent": "\u00fc"},
+        )
+        if number:
+            run.log_dataset(f"data {number}", "abc", "s3://bucket/images")
+        with Tracker(run.target, interval=0.01) as tracker:
+            for step, value in enumerate((3.0, math.nan, math.inf, -math.inf, 0.5)[: 5 - number]):
+                tracker.log({"train/loss": value, "system/cpu": 1.0, "val/knn_top1": step / 4}, step)
+        run.finish(status)
+    client.delete_run(run.run_id)
+    open_run(settings, name="running")
+    experiment = client.get_experiment_by_name(settings.experiment).experiment_id
+    same_moment = [client.create_run(experiment, start_time=5).info.run_id for _ in range(3)]
+    client.set_tag(same_moment[0], "mlflow.runName", "renamed")
+
+    entities = client.search_runs([experiment], order_by=["attributes.start_time DESC"])
+    by_mlflow = [past_run(entity) for entity in entities]
+    assert len(by_mlflow) == 7
+    by_file = read(settings.uri, runs_of(experiment))
+    assert list(map(_comparable, by_file)) == list(map(_comparable, by_mlflow))
+    deleted = read(settings.uri, run_called(run.run_id))
+    assert deleted.name == past_run(client.get_run(run.run_id)).name == "run 3"
+    stages = {e.experiment_id: (e.name, e.lifecycle_stage) for e in client.search_experiments(view_type=3)}
+    assert {e.experiment_id: e[1:] for e in read(settings.uri, experiments)} == stages
+
+
+def test_what_only_mlflow_can_read_is_left_to_it(tmp_path, settings, monkeypatch) -> None:
+    for content in (b"", b"no database" * 100):
+        (tmp_path / "other.db").write_bytes(content)
+        assert read(f"sqlite:///{tmp_path}/other.db", experiments) is None
+        assert (tmp_path / "other.db").read_bytes() == content
+    assert read("http://127.0.0.1:5000", experiments) is None
+    assert read(settings.uri, experiments)
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team")
+    assert read(settings.uri, experiments) is None
 
 
 def test_deleted_runs_are_not_listed(settings) -> None:
