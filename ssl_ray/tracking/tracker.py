@@ -80,8 +80,12 @@ class Tracker:
 
     def log_text(self, text: str, artifact_file: str) -> None:
         """Writes text to `artifact_file` in the run's folder and queues it as the artifact of that name."""
+        self.log_bytes(text.encode(), artifact_file)
+
+    def log_bytes(self, content: bytes, artifact_file: str) -> None:
+        """`log_text` for the content of any file, such as an encoded image."""
         file = self._local(artifact_file)
-        file.write_text(text, encoding="utf-8")
+        file.write_bytes(content)
         self.log_artifact(file, posixpath.dirname(artifact_file))
 
     def log_figure(self, figure: Any, artifact_file: str) -> None:
@@ -160,6 +164,9 @@ class NoTracker:
         """Nothing."""
 
     def log_text(self, text: str, artifact_file: str) -> None:
+        """Nothing."""
+
+    def log_bytes(self, content: bytes, artifact_file: str) -> None:
         """Nothing."""
 
     def log_figure(self, figure: Any, artifact_file: str) -> None:

@@ -100,6 +100,7 @@ def test_other_ranks_do_nothing(run):
         assert tracker.flush()
         tracker.log_text("x", "x.txt")
         tracker.log_artifact("/nowhere")
+        tracker.log_bytes(b"x", "x.bin")
         tracker.log_figure(None, "x.png")
         tracker.log_model(torch.nn.Identity(), torch.zeros(1), "m")
     assert history(run.target, "x") == []
@@ -116,10 +117,18 @@ def test_artifacts(run, tmp_path):
         tracker.log_artifact(tmp_path / "folder", "data")
         tracker.log_text("{}", "recipe.json")
         tracker.log_figure(figure, "plots/a.png")
+        tracker.log_bytes(bytes(range(256)), "bytes/all.bin")
         tracker.log_artifact(tmp_path / "missing")  # must not hold up the others
         tracker.log_text("last", "last.txt")
     client = connect(run.target.uri)
-    assert [a.path for a in client.list_artifacts(run.run_id)] == ["data", "last.txt", "plots", "recipe.json"]
+    assert [a.path for a in client.list_artifacts(run.run_id)] == [
+        "bytes",
+        "data",
+        "last.txt",
+        "plots",
+        "recipe.json",
+    ]
+    assert Path(client.download_artifacts(run.run_id, "bytes/all.bin")).read_bytes() == bytes(range(256))
     assert [a.path for a in client.list_artifacts(run.run_id, "data/folder")] == ["data/folder/one.txt"]
     assert client.list_artifacts(run.run_id, "plots")[0].file_size > 1000
 
