@@ -1,6 +1,9 @@
 """What was logged is read back from a real store."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -103,6 +106,34 @@ def test_a_file_is_read_as_mlflow_reads_it(settings) -> None:
     assert deleted.name == past_run(client.get_run(run.run_id)).name == "run 3"
     stages = {e.experiment_id: (e.name, e.lifecycle_stage) for e in client.search_experiments(view_type=3)}
     assert {e.experiment_id: e[1:] for e in read(settings.uri, experiments)} == stages
+
+
+RUNS = """
+import sys
+from ssl_ray.cli import main
+for words in (["list"], ["show", "one"], ["compare", "one", "two"], ["best", "--metric", "train/loss"]):
+    sys.argv = ["ssl-ray", "runs", *words]
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code, words
+print({"mlflow", "sqlalchemy", "pandas", "torch"} & sys.modules.keys())
+"""
+
+
+def test_runs_of_a_file_are_shown_without_importing_mlflow(settings) -> None:
+    for name in ("one", "two"):
+        with open_run(settings, name=name) as run, Tracker(run.target, interval=0.01) as tracker:
+            tracker.log({"train/loss": 1.0}, 1)
+    done = subprocess.run(
+        [sys.executable, "-c", RUNS],
+        env=os.environ | {"MLFLOW_TRACKING_URI": settings.uri},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\nset()\n")
 
 
 def test_what_only_mlflow_can_read_is_left_to_it(tmp_path, settings, monkeypatch) -> None:
