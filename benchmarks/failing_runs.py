@@ -20,6 +20,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from benchmarks.startup import MARK, Watch, named
+
 RECIPE = """
 from dataclasses import replace
 
@@ -114,9 +116,8 @@ def prepare(folder: Path) -> None:
 
 def fail(kind: Kind, folder: Path, name: str, arguments: tuple[str, ...] = ()) -> Outcome:
     """Runs the command to its end, in a prepared folder."""
-    mark = f"SSL_RAY_FAILING_RUN={folder}/{name}"
     started = time.monotonic()
-    done = subprocess.run(
+    process = subprocess.Popen(
         [
             sys.executable,
             "-m",
@@ -128,29 +129,33 @@ def fail(kind: Kind, folder: Path, name: str, arguments: tuple[str, ...] = ()) -
             *arguments,
         ],
         cwd=folder,
-        env=os.environ | {"HOME": str(folder), "SSL_RAY_FAILING_RUN": f"{folder}/{name}"},
-        capture_output=True,
+        env=os.environ | {"HOME": str(folder), MARK: f"{folder}/{name}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
-    last = (done.stderr.splitlines() or [""])[-1]
+    watch = watched(process, f"{folder}/{name}")
+    _, said = process.communicate()
+    last = (said.splitlines() or [""])[-1]
     file = folder / "runs" / name / "error.txt"
     kept = file.read_text() if file.exists() else ""
     told = last.startswith("ssl-ray: ") and kind.reason in last and kind.reason in kept
-    left = len(marked(mark.encode()))
-    return Outcome(kind.name, done.returncode, told, left, round(time.monotonic() - started, 1), last)
+    left = len(left_of(watch))
+    return Outcome(kind.name, process.returncode, told, left, round(time.monotonic() - started, 1), last)
 
 
-def marked(mark: bytes) -> list[int]:
-    """Processes with this in their environment."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if mark in file.read_bytes().split(b"\0"):
-                found.append(int(file.parent.name))
-        except OSError:  # another user's, or it has just ended
-            continue
-    return found
+def watched(process: "subprocess.Popen[str]", mark: str) -> Watch:
+    """Keeps track of a command's processes from here on, also of those that no longer look like its own."""
+    watch = Watch(f"{MARK}={mark}".encode(), process.pid, memory=False)
+    watch.start()
+    return watch
+
+
+def left_of(watch: Watch) -> list[str]:
+    """Names of the processes that outlive their command."""
+    watch.done.set()
+    watch.join()
+    return [named(pid) for pid in watch.look()]
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ COMMANDS = {
         PRETRAIN,
         {
             "recipe resolved": r"\S+ \(.+\) on ",
-            "Ray started": r".*Started a local Ray instance",
+            "Ray started": r".*(Started a local Ray instance|Connected to Ray cluster)",
             "training workers asked for": r".*Attempting to start training worker group",
             "training workers started": r".*Started training worker group",
             "untrained network evaluated": r"epoch 0: ",

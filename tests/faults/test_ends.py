@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.failing_runs import KINDS, Kind, fail, marked, prepare
+from benchmarks.failing_runs import KINDS, Kind, fail, left_of, prepare, watched
+from benchmarks.startup import MARK
 from tests.runs import TINY, checkpoints, start, wait_for
 
 pytestmark = pytest.mark.slow
@@ -42,8 +43,8 @@ def processes(driver: int, name: str) -> list[psutil.Process]:
 
 @pytest.mark.parametrize("lost", ["raylet", "checkpoints"])
 def test_what_cannot_go_on_says_why_and_leaves_nothing(lost: str, tmp_path: Path) -> None:
-    mark = f"SSL_RAY_TEST={tmp_path}"
-    process = start(tmp_path, "pretrain", "moco", *LONG, "--name=run", env={"SSL_RAY_TEST": str(tmp_path)})
+    process = start(tmp_path, "pretrain", "moco", *LONG, "--name=run", env={MARK: str(tmp_path)})
+    watch = watched(process, str(tmp_path))
     folder, err = tmp_path / "runs" / "run", tmp_path / "err.txt"
     try:
         wait_for(lambda: checkpoints(folder), "first checkpoint", process)
@@ -68,12 +69,13 @@ def test_what_cannot_go_on_says_why_and_leaves_nothing(lost: str, tmp_path: Path
         assert last.startswith("ssl-ray: ")
         assert "no earlier checkpoint is kept: begin again under another --name" in last
     assert "Traceback" not in err.read_text()
-    assert not marked(mark.encode()), "processes of the run are left"
+    assert left_of(watch) == []
     assert os.path.exists(folder / "error.txt")
 
 
 def test_sigterm_while_the_run_starts(tmp_path: Path) -> None:
-    process = start(tmp_path, "pretrain", "moco", *LONG, "--name=run", env={"SSL_RAY_TEST": str(tmp_path)})
+    process = start(tmp_path, "pretrain", "moco", *LONG, "--name=run", env={MARK: str(tmp_path)})
+    watch = watched(process, str(tmp_path))
     err = tmp_path / "err.txt"
     try:
         wait_for(lambda: processes(process.pid, "raylet/raylet"), "Ray's start", process)
@@ -83,4 +85,4 @@ def test_sigterm_while_the_run_starts(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert err.read_text().splitlines()[-1].startswith("ssl-ray: interrupted")
-    assert not marked(f"SSL_RAY_TEST={tmp_path}".encode()), "processes of the run are left"
+    assert left_of(watch) == []
