@@ -19,8 +19,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-
-from benchmarks.startup import MARK, Watch, named
+from startup import MARK, Watch, named
 
 RECIPE = """
 from dataclasses import replace

@@ -17,11 +17,15 @@ def main() -> None:
     """
     from ssl_ray.cli.app import app
     from ssl_ray.errors import ClusterLost, Interrupted, StoreError, UserError
+    from ssl_ray.training import local_cluster
     from ssl_ray.training.stops import sigterm_as_ctrl_c
 
     try:
         with sigterm_as_ctrl_c():
-            app()
+            try:
+                app()
+            finally:
+                local_cluster.end()  # of a command that began one and ended before it joined it
     except (UserError, StoreError, Interrupted) as error:
         if not error.said:
             _say(error)

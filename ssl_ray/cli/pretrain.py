@@ -65,51 +65,51 @@ def pretrain(
         )
     from ssl_ray.training import local_cluster
 
-    with local_cluster.beside(address, python_path=local_cluster.own_modules(recipe), verbose=verbose):
-        # While Ray starts.
-        from ssl_ray.rules import FILES
-        from ssl_ray.training.pretrain import Request, pretrain
-        from ssl_ray.workers import Workers
+    local_cluster.begin(address, python_path=local_cluster.own_modules(recipe), verbose=verbose)
+    # While Ray starts.
+    from ssl_ray.rules import FILES
+    from ssl_ray.training.pretrain import Request, pretrain
+    from ssl_ray.workers import Workers
 
-        kept = {
-            # Files may have moved.
-            "--set": [s for s in settings or [] if not s.partition("=")[0].strip().endswith(FILES)],
-            "--epochs": epochs,
-            "--seed": seed,
-            "--name": name,
-            "--image-column": image_column,
-            "--label-column": label_column,
-            "--holdout": holdout,
-            "--scale": None if scale == "auto" else scale,
-        }
-        if resume is not None and (
-            given := [option for option, value in kept.items() if value not in (None, [])]
-        ):
-            raise UserError(
-                f"resume: a resumed run keeps its recipe, images and name; leave out {', '.join(given)}, or start a "
-                "new run"
-            )
-        shorthands = {"training.epochs": epochs, "training.max_steps": steps, "training.seed": seed}
-        summary = pretrain(
-            Request(
-                recipe=recipe,
-                data=data,
-                workers=None if workers is None else Workers.parse(workers),
-                settings=[*(settings or []), *(f"{k}={v}" for k, v in shorthands.items() if v is not None)],
-                scale=scale,
-                name=name,
-                storage=storage,
-                resume=resume,
-                columns={"image_column": image_column, "label_column": label_column},
-                holdout=0.1 if holdout is None else holdout,
-                address=address,
-                cpus_per_worker=cpus_per_worker,
-                gpus_per_worker=gpus_per_worker,
-                as_json=as_json,
-                verbose=verbose,
-            ),
-            make_console(as_json, quiet, verbose),
+    kept = {
+        # Files may have moved.
+        "--set": [s for s in settings or [] if not s.partition("=")[0].strip().endswith(FILES)],
+        "--epochs": epochs,
+        "--seed": seed,
+        "--name": name,
+        "--image-column": image_column,
+        "--label-column": label_column,
+        "--holdout": holdout,
+        "--scale": None if scale == "auto" else scale,
+    }
+    if resume is not None and (
+        given := [option for option, value in kept.items() if value not in (None, [])]
+    ):
+        raise UserError(
+            f"resume: a resumed run keeps its recipe, images and name; leave out {', '.join(given)}, or start a "
+            "new run"
         )
+    shorthands = {"training.epochs": epochs, "training.max_steps": steps, "training.seed": seed}
+    summary = pretrain(
+        Request(
+            recipe=recipe,
+            data=data,
+            workers=None if workers is None else Workers.parse(workers),
+            settings=[*(settings or []), *(f"{k}={v}" for k, v in shorthands.items() if v is not None)],
+            scale=scale,
+            name=name,
+            storage=storage,
+            resume=resume,
+            columns={"image_column": image_column, "label_column": label_column},
+            holdout=0.1 if holdout is None else holdout,
+            address=address,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
+            as_json=as_json,
+            verbose=verbose,
+        ),
+        make_console(as_json, quiet, verbose),
+    )
     if summary["status"] == "collapsed":
         raise typer.Exit(3)
     if summary["status"] != "finished":

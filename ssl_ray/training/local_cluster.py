@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from ssl_ray.training.token import make_token
@@ -93,14 +93,16 @@ class LocalCluster:
             start_new_session=True,  # Ctrl-C in a terminal goes to the command, which ends in order
         )
         assert self._process.stdin is not None
-        self._stdin = self._process.stdin
+        assert self._process.stdout is not None
+        self._stdin, self._out = self._process.stdin, self._process.stdout
 
     def address(self) -> str:
         """Waits until drivers may connect. Raises RuntimeError where it cannot be started."""
         if not self._address:
             said = self._hear(START_S)
             if said is None:
-                self.end()
+                self._process.kill()
+                self._process.wait()
                 self._errors.seek(0)
                 lines = self._errors.read().decode(errors="replace").strip().splitlines()
                 raise RuntimeError(lines[-1] if lines else f"it did not start within {START_S:g} s")
@@ -131,12 +133,12 @@ class LocalCluster:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._errors.close()
+        self._out.close()
 
     def _hear(self, seconds: float) -> dict[str, Any] | None:
         """The next line that the holding process says, None where it says nothing in time or is gone."""
-        out = self._process.stdout
-        assert out is not None
-        line = out.readline() if select.select([out], [], [], seconds)[0] else b""
+        line = self._out.readline() if select.select([self._out], [], [], seconds)[0] else b""
         said: dict[str, Any] | None = json.loads(line) if line else None
         return said
 
@@ -144,18 +146,13 @@ class LocalCluster:
 _cluster: LocalCluster | None = None
 
 
-@contextmanager
-def beside(address: str | None, *, python_path: Sequence[str] = (), verbose: bool) -> Iterator[None]:
-    """Around a command: its own cluster starts at once, and has ended afterwards. Not where it joins another.
+def begin(address: str | None, *, python_path: Sequence[str] = (), verbose: bool) -> None:
+    """For a command's first moment: its own cluster starts while it imports, unless it will join another.
 
-    python_path: folders of the user's own modules.
+    python_path: folders of the user's own modules. `end` has to follow, whatever becomes of the command.
     """
     if wanted(address) is None:
         started(python_path, verbose=verbose)
-    try:
-        yield
-    finally:
-        end()
 
 
 def own_modules(recipe: str | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import inspect
 import io
 from dataclasses import dataclass, replace
 
@@ -323,3 +324,18 @@ def test_the_default_data_set_streams() -> None:
     assert broken == []
     assert columns["view_0"].shape == (64, 28, 28, 3)
     assert columns["view_0"].std() > 10
+
+
+def test_ray_data_has_what_it_is_told_to_do_without() -> None:
+    """Private names of Ray Data: a release that has others fails here, rather than start its helpers unnoticed."""
+    from ray.data._internal import stats
+    from ray.data._internal.cluster_autoscaler import AutoscalingCoordinator, rate_based_cluster_autoscaler
+
+    assert rate_based_cluster_autoscaler.DefaultAutoscalingCoordinator.__mro__[1] is AutoscalingCoordinator
+    for name in (
+        "register_dataset_to_stats_actor",
+        "update_execution_metrics",
+        "update_iteration_metrics",
+        "gen_dataset_id_from_stats_actor",
+    ):
+        assert isinstance(inspect.getattr_static(stats._StatsManager, name), staticmethod)
