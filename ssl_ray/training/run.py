@@ -26,7 +26,8 @@ from ssl_ray.training.elastic import FittingGroup
 from ssl_ray.training.events import Fatal
 from ssl_ray.training.failures import Failures, cause
 from ssl_ray.training.folder import RunFolder
-from ssl_ray.training.loop import Job, train_loop
+from ssl_ray.training.loop import Job
+from ssl_ray.training.ray_context import train_loop
 from ssl_ray.training.result import RunResult
 from ssl_ray.training.teller import Teller
 from ssl_ray.training.trainer import Trainer, Training, ready
