@@ -42,8 +42,8 @@ PLACES = {
     "jinja2": ("trained/report/",),
     "matplotlib": ("training/artifacts.py", "evaluation/", "tuning/plots.py"),
 }
-# Within training these know nothing of Ray: plain torch, plain files. The loop is among them, and all that it calls: its
-# worker may be any `WorkerContext`.
+# Within training these know nothing of Ray: plain torch, plain files. The loop is among them, and all that it calls:
+# its worker may be any `WorkerContext`.
 PLAIN_IN_TRAINING = {
     f"{name}.py"
     for name in (
