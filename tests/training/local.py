@@ -20,6 +20,7 @@ from ssl_ray import experiments
 from ssl_ray.data.plan import Plan
 from ssl_ray.data.source import Dataset, open_dataset
 from ssl_ray.data.sources.base import Subset
+from ssl_ray.experiments import load_recipe
 from ssl_ray.models import BaseModel, Progress
 from ssl_ray.recipe import Recipe, overrides, parse_settings
 from ssl_ray.resolve import resolve
@@ -89,6 +90,20 @@ def job(
     return loop.Job(resolved, dataset, plan, total_steps, stop_step, None, tracking, init_from)
 
 
+OPTIONS = {"--epochs": "training.epochs", "--steps": "training.max_steps", "--seed": "training.seed"}
+
+
+def job_of(recipe: str, *arguments: str) -> loop.Job:
+    """What `ssl-ray pretrain RECIPE ARGUMENTS` trains; options that do not change it are passed over."""
+    given = [argument.partition("=") for argument in arguments]
+    (data,) = [value for option, _, value in given if option == "--data"]
+    dataset = open_dataset(data)
+    settings = [value for option, _, value in given if option == "--set"]
+    settings += [f"{OPTIONS[option]}={value}" for option, _, value in given if option in OPTIONS]
+    loaded = load_recipe(recipe, scale="auto", info=dataset.train.info).recipe
+    return job(loaded, settings, dataset=dataset)
+
+
 @dataclass
 class Run:
     """A run that has ended, by itself or by an error."""
@@ -155,9 +170,17 @@ class Hooked(LocalContext):
 
 
 def train(job: loop.Job, folder: Path, *, keep: int = 100, context: LocalContext | None = None) -> Run:
-    """Trains in this process, from the folder's last checkpoint if there is one."""
+    """Trains in this process, from the folder's last checkpoint if there is one.
+
+    With one thread, as Ray's worker of one CPU: the order of sums is the same to the last bit.
+    """
     context = context or LocalContext(job.stream, RunFolder.at(str(folder), "run"), keep=keep)
-    return Run(loop.train(job, context), context)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return Run(loop.train(job, context), context)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def hooked(

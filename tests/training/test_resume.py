@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pyarrow import fs
 
 from ssl_ray.errors import UserError
 from ssl_ray.models import Progress
+from ssl_ray.training.context import LocalContext
 from ssl_ray.training.events import Begun
+from ssl_ray.training.folder import RunFolder
 from tests.training import local
 from tests.training.local import STEPS, STEPS_PER_EPOCH, Killed
 
@@ -116,3 +120,19 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     run = local.train(local.job("moco", ["training.checkpoint_steps=2"]), tmp_path, keep=2)
     assert run.saved_steps == [10, 12]
     assert len(list((tmp_path / "run").glob("checkpoint_*"))) == 2
+
+
+def test_an_object_store_is_as_good_as_a_disk(tmp_path: Path, s3: tuple[Any, str]) -> None:
+    client, query = s3
+    folder = RunFolder.at(f"s3://pictures/runs?{query}", "run")
+    for settings in (["training.max_steps=5"], ["training.checkpoint_steps=8"]):
+        job = local.job("moco", settings)
+        run = local.train(job, tmp_path, context=LocalContext(job.stream, folder, keep=1))
+    begun = [message.step for message in run.messages if isinstance(message, Begun)]
+    assert begun == [5]
+    (kept,) = run.context.checkpoints(None)
+    whole = local.train(local.job("moco"), tmp_path / "whole")
+    with kept.as_directory() as directory:
+        local.assert_same(local.content(Path(directory)), whole.last)
+    found = client.get_file_info(fs.FileSelector("pictures/runs/run", recursive=True))
+    assert len([file for file in found if file.base_name == "checkpoint.pt"]) == 1, "the older are deleted"
