@@ -35,17 +35,22 @@ NEEDS = {
     "evaluation": {"eager", "errors", "distributed", "models", "data"},
 }
 PLACES = {
-    "ray": ("data/batches.py", "data/stream.py", "evaluation/features.py", "training/", "tuning/"),
+    "ray": ("data/stream.py", "evaluation/features.py", "training/", "tuning/"),
     "mlflow": ("tracking/",),
     "typer": ("cli/",),
     "rich": ("console.py",),
     "jinja2": ("trained/report/",),
     "matplotlib": ("training/artifacts.py", "evaluation/", "tuning/plots.py"),
 }
-# Within training these know nothing of Ray: plain torch, plain files.
+# Within training these know nothing of Ray: plain torch, plain files. The loop is among them, and all that it calls:
+# its worker may be any `WorkerContext`.
 PLAIN_IN_TRAINING = {
     f"{name}.py"
-    for name in ("optim", "schedules", "lars", "step", "checkpoint", "folder", "trained", "tracked")
+    for name in (
+        *("loop", "context", "lookout", "watchdog", "reporter", "periodic_evaluation"),
+        *("checkpoint_manager", "checkpoint", "gradients", "optim", "schedules", "lars", "step"),
+        *("events", "folder", "trained", "tracked"),
+    )
 }
 
 
@@ -112,6 +117,16 @@ def test_each_framework_has_its_place(framework: str) -> None:
     if framework == "ray":
         in_training = {file.removeprefix("training/") for file in used_in if file.startswith("training/")}
         assert not in_training & PLAIN_IN_TRAINING
+        assert {f"training/{name}" for name in PLAIN_IN_TRAINING} <= modules().keys()
+
+
+def test_the_loop_s_own_modules_are_plain() -> None:
+    found = {module for _, module in imports(modules()["training/loop.py"])}
+    own = {
+        f"{module.removeprefix('ssl_ray.training.')}.py" for module in found if "ssl_ray.training." in module
+    }
+    assert own
+    assert own - PLAIN_IN_TRAINING == set()
 
 
 def test_a_wrong_import_is_seen(tmp_path: Path) -> None:

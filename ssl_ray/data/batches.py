@@ -1,19 +1,16 @@
-"""A rank's end of the stream: blocks of the dealer become batches on the rank's device."""
+"""A rank's end of the stream: blocks become batches on the rank's device."""
 
+import contextlib
 import queue
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Self
 
 import numpy as np
-import ray
 import torch
-from ray.data.block import BlockAccessor
 from torch import Tensor
-
-from ssl_ray.errors import UserError
 
 # Batches that a rank holds ready on its device.
 READY_BATCHES = 2
@@ -31,32 +28,45 @@ class Batch:
 class Batches(Iterator[Batch]):
     """A rank's end of the stream: its batches in order, made ready by a thread while the model computes.
 
+    blocks: the rank's, from `first_step` on: columns with the rows of one or more whole steps; read in the thread.
     channels_last: memory format of the views; blocks hold them so, any other costs a copy. `waited` sums the seconds
-    spent waiting for data. Raises UserError when too much of the data is broken, RuntimeError when the stream failed,
-    and StopIteration after the run's last step.
+    spent waiting for data. Raises what `blocks` raises, and StopIteration after the last step. To be closed by whoever
+    stops before that: as a context manager, or by `close`.
     """
 
     def __init__(
         self,
-        dealer: Any,
+        blocks: Iterator[dict[str, np.ndarray]],
         *,
         first_step: int,
-        rank: int,
         batch_size: int,
         views: int,
         device: torch.device,
         channels_last: bool = False,
     ) -> None:
-        self.dealer = dealer
+        self.blocks = blocks
         self.first_step = first_step
-        self.rank = rank
         self.batch_size = batch_size
         self.view_names = [f"view_{i}" for i in range(views)]
         self.device = device
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.waited = 0.0
+        self.closed = False
         self.ready: queue.Queue[Batch | Exception | None] = queue.Queue(READY_BATCHES)
         threading.Thread(target=self._fill, name="batches", daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing more is read. The thread ends with the block that it is at."""
+        self.closed = True
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.ready.get_nowait()
 
     def __next__(self) -> Batch:
         started = time.perf_counter()
@@ -70,25 +80,18 @@ class Batches(Iterator[Batch]):
         raise item
 
     def _fill(self) -> None:
-        """Thread: the next block is asked for while the one at hand is cut into batches."""
+        """Thread: cuts blocks into batches."""
         try:
             step = self.first_step
-            ahead = self.dealer.next.remote(self.rank)
-            while True:
-                answer = ray.get(ahead)
-                if "error" in answer:
-                    raise (UserError if answer["final"] else RuntimeError)(answer["error"])
-                if not answer["blocks"]:
-                    break
-                block = ray.get(answer["blocks"][0])
-                ahead = self.dealer.next.remote(self.rank)
-                columns = BlockAccessor.for_block(block).to_numpy()
+            for columns in self.blocks:
                 rows = len(columns["index"])
                 assert rows % self.batch_size == 0, "block boundaries are batch boundaries"
                 for start in range(0, rows, self.batch_size):
                     part = {name: values[start : start + self.batch_size] for name, values in columns.items()}
                     self.ready.put(self._batch(step, part))
                     step += 1
+                    if self.closed:
+                        return
             self.ready.put(None)
         except Exception as error:  # raised where it is waited for
             self.ready.put(error)

@@ -1,6 +1,6 @@
 """Blocks of the stream: a rank's rows of some steps, made from the plan without Ray and without torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -62,6 +62,43 @@ class PartlyUsed:
 
     path: str
     what: str
+
+
+class Findings:
+    """What reading a run's images has found so far: samples that cannot be read, and images that are used in part.
+
+    broken: index -> the sample, each once.
+    """
+
+    def __init__(self, config: StreamConfig) -> None:
+        self.num_samples, self.max_broken = config.plan.num_samples, config.max_broken
+        self.broken: dict[int, Broken] = {}
+        self._left_out: set[str] = set()
+
+    def add(self, found: Iterable[Broken | PartlyUsed]) -> list[Broken | str]:
+        """Returns what of it is new, to be told: each broken sample once, and once what of images is left out."""
+        new: list[Broken | str] = []
+        for image in found:
+            if isinstance(image, PartlyUsed):
+                if image.what not in self._left_out:
+                    self._left_out.add(image.what)
+                    new.append(f"{image.path}: {image.what}; `ssl-ray data verify` names all such images")
+            elif image.index not in self.broken:
+                self.broken[image.index] = image
+                new.append(image)
+        return new
+
+    def too_many(self) -> str | None:
+        """Why the run has to stop, once more than the allowed share of the data set is broken."""
+        count = len(self.broken)
+        if count <= self.max_broken * self.num_samples:
+            return None
+        listed = "; ".join(f"{b.path} ({b.reason})" for b in list(self.broken.values())[:20])
+        more = f"; and {count - 20} more" if count > 20 else ""
+        return (
+            f"data.max_broken: {count} of {self.num_samples} images are unreadable, more than the allowed share "
+            f"{self.max_broken:g}: {listed}{more}; mend or remove them, or raise data.max_broken"
+        )
 
 
 def block_steps(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:

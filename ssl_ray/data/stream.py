@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from ray.data.block import BlockAccessor
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ssl_ray.data.blocks import Broken, PartlyUsed, StreamConfig, block_steps, make_block
+from ssl_ray.data.blocks import Broken, Findings, PartlyUsed, StreamConfig, block_steps, make_block
+from ssl_ray.errors import UserError
 
 # Ray's cost is per block, not per byte: blocks of some tens of MB amortise it (several steps per block).
 BLOCK_BYTES = 64 * 2**20
@@ -74,8 +76,7 @@ class Dealer:
         # its own memory) before the borrower does keeps it for ever.
         self.in_use: list[deque[Any]] = []
         self.stop_producer = threading.Event()
-        self.broken: dict[int, Broken] = {}
-        self.left_out: set[str] = set()
+        self.findings = Findings(config)
         self.news: list[Any] = []
         self.too_many_broken = False
         self.stopping = False
@@ -113,24 +114,10 @@ class Dealer:
 
     async def report(self, found: list[Broken | PartlyUsed]) -> None:
         """Called by data tasks. Stops the run when more than the allowed share of the data set is broken."""
-        for image in found:
-            if isinstance(image, PartlyUsed) and image.what not in self.left_out:
-                self.left_out.add(image.what)
-                self.news.append(f"{image.path}: {image.what}; `ssl-ray data verify` names all such images")
-        fresh = {b.index: b for b in found if isinstance(b, Broken) and b.index not in self.broken}
-        self.broken |= fresh
-        self.news += fresh.values()
-        allowed = self.config.max_broken * self.config.plan.num_samples
-        if not self.too_many_broken and len(self.broken) > allowed:
+        self.news += self.findings.add(found)
+        if not self.too_many_broken and (reason := self.findings.too_many()):
             self.too_many_broken = True
-            listed = "; ".join(f"{b.path} ({b.reason})" for b in list(self.broken.values())[:20])
-            more = f"; and {len(self.broken) - 20} more" if len(self.broken) > 20 else ""
-            self._fail(
-                f"data.max_broken: {len(self.broken)} of {self.config.plan.num_samples} images are unreadable, more "
-                f"than the allowed share {self.config.max_broken:g}: {listed}{more}; mend or remove them, or raise "
-                "data.max_broken",
-                final=True,
-            )
+            self._fail(reason, final=True)
 
     async def tell(self, event: Any) -> None:
         """Something for the driver, from a rank."""
@@ -143,7 +130,7 @@ class Dealer:
 
     async def count_broken(self) -> int:
         """How many samples could not be read so far."""
-        return len(self.broken)
+        return len(self.findings.broken)
 
     async def request_stop(self) -> None:
         """Asks the run to end at its next look, with a checkpoint."""
@@ -221,6 +208,23 @@ class Dealer:
         return ray.data.from_blocks([pa.Table.from_pylist([row]) for row in window]).map_batches(
             _MakeBlocks(self.config_ref, me), batch_size=None, batch_format="numpy", num_cpus=1
         )
+
+
+def dealt_blocks(dealer: Any, rank: int) -> Iterator[dict[str, np.ndarray]]:
+    """A rank's blocks from a dealer that has started, to the end; the next is asked for while one is used.
+
+    Raises UserError when too much of the data is broken, RuntimeError when the stream failed.
+    """
+    ahead = dealer.next.remote(rank)
+    while True:
+        answer = ray.get(ahead)
+        if "error" in answer:
+            raise (UserError if answer["final"] else RuntimeError)(answer["error"])
+        if not answer["blocks"]:
+            return
+        block = ray.get(answer["blocks"][0])
+        ahead = dealer.next.remote(rank)
+        yield BlockAccessor.for_block(block).to_numpy()
 
 
 def quiet_ray_data() -> None:

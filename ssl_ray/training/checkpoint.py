@@ -21,7 +21,7 @@ from pyarrow import fs
 from torch import nn
 
 from ssl_ray.errors import UserError, first_line
-from ssl_ray.filesystems import upload
+from ssl_ray.filesystems import open_uri, upload
 from ssl_ray.interop.weights import load_plain
 from ssl_ray.recipe import Recipe
 
@@ -87,6 +87,18 @@ def _workplace(filesystem: fs.FileSystem, folder: str, token: str) -> Iterator[s
         yield here
     finally:
         shutil.rmtree(here, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def local_copy(uri: str) -> Iterator[Path]:
+    """A checkpoint's folder as a local path; a copy that is gone afterwards where it lies in an object store."""
+    if "://" not in uri:
+        yield Path(uri)
+        return
+    filesystem, path = open_uri(uri)
+    with tempfile.TemporaryDirectory() as directory:
+        fs.copy_files(path, directory, source_filesystem=filesystem)
+        yield Path(directory)
 
 
 def load(directory: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -1,12 +1,9 @@
 """Every other second the ranks look up from their work together, and do what has to be done by all of them at once."""
 
 import time
-from typing import Any
-
-import ray
-import ray.train
 
 from ssl_ray import distributed
+from ssl_ray.training.context import WorkerContext
 
 # A look costs a message to an actor and two small collectives: little against this, and soon enough for a person who
 # has pressed Ctrl-C, or for a spot node of whose end there is half a minute's notice.
@@ -20,45 +17,30 @@ class Lookout:
     never. A node that is about to be taken away (spot, drained) is a reason to save at once.
     """
 
-    def __init__(self, dealer: Any, rank: int, first_step: int, minutes: float | None) -> None:
-        self.dealer, self.rank, self.minutes = dealer, rank, minutes
+    def __init__(self, context: WorkerContext, first_step: int, minutes: float | None) -> None:
+        self.context, self.minutes = context, minutes
         self.looked_at, self.next_look = first_step, first_step + 1
         self.looked = self.last_save = time.monotonic()
         self.saved = False
-        self.leaving: Any = None
 
     def __call__(self, step: int) -> tuple[bool, bool]:
         """step: how many are done."""
         if step < self.next_look:
             return False, False
         now, stop, save, ahead = time.monotonic(), False, False, 1
-        if self.rank == 0:
-            stop, save = ray.get(self.dealer.look.remote(self.saved))
+        if self.context.rank == 0:
+            stop, save = self.context.poll(self.saved)
             save = save or (self.minutes is not None and now - self.last_save > 60 * self.minutes)
             ahead = max(1, int(LOOK_S * (step - self.looked_at) / max(now - self.looked, 1e-6)))
         stops, saves, ahead = distributed.agree(stop, save, ahead)
         self.looked, self.looked_at, self.next_look, self.saved = now, step, step + ahead, False
 
-        leaving = (
-            ray.train.get_preemption_info()
-        )  # a barrier of Ray Train's: the same number of calls on every rank
-        if leaving is not None and leaving != self.leaving:
-            self.leaving, saves = leaving, 1
-            if self.rank == 0:
-                self.dealer.tell.remote(_notice(leaving))
+        if notice := self.context.preemption_notice():
+            saves = 1
+            if self.context.rank == 0:
+                self.context.send(notice)
         return bool(stops), bool(saves)
 
     def has_saved(self) -> None:
         """To be called after each checkpoint."""
         self.saved, self.last_save = True, time.monotonic()
-
-
-def _notice(leaving: Any) -> str:
-    ranks = ", ".join(map(str, leaving.preempted_ranks))
-    when = "soon"
-    if leaving.deadline_ms is not None:
-        when = f"in {max(0.0, leaving.deadline_ms / 1000 - time.time()):.0f} s"
-    return (
-        f"the node of worker {ranks} is taken away {when}: saving a checkpoint; training goes on until then, and after "
-        "it from the last checkpoint"
-    )

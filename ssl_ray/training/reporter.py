@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ssl_ray.console import TrainStatus
 from ssl_ray.evaluation.alarm import NOT_FINITE, Collapse
 from ssl_ray.models.base import Progress
 from ssl_ray.tracking import TrackingTarget, make_tracker
+from ssl_ray.training.context import WorkerContext
 from ssl_ray.training.events import LeftOut
 from ssl_ray.training.notices import Notices
 
@@ -20,32 +21,36 @@ from ssl_ray.training.notices import Notices
 class Reporter:
     """Rank 0's voice: metrics to MLflow, status and notes to the driver's console. Silent on other ranks.
 
-    dealer: handle of the stream's actor, which hands the driver what is sent. images_per_second: of all steps so far,
-    without the time that `paused` took out.
+    images_per_second: of all steps so far, without the time that `paused` took out. A context manager, in which rank 0
+    also sends what the package logs as a warning.
     """
 
     def __init__(
         self,
-        dealer: Any,
+        context: WorkerContext,
         tracking: TrackingTarget | None,
         *,
-        rank: int,
-        device: torch.device,
         first_step: int,
         stop_step: int,
         images_per_step: int,
     ) -> None:
-        self.dealer, self.rank, self.device = dealer, rank, device
+        self.context, self.rank, self.device = context, context.rank, context.device
         self.stop_step, self.images_per_step = stop_step, images_per_step
-        self.tracker = make_tracker(tracking if rank == 0 else None)
+        self.tracker = make_tracker(tracking if self.rank == 0 else None)
         self.images_per_second = 0.0
         self.first_step = self.logged_step = first_step
         self.seconds = 0.0
         self.waited = 0.0
         self.clock = time.perf_counter()
         self.broken: set[str] = set()
-        if rank == 0:
-            Notices(self.send).attach()  # this process's own stderr is a worker's log file
+        self._notices = Notices(self.send) if self.rank == 0 else contextlib.nullcontext()
+
+    def __enter__(self) -> Self:
+        self._notices.__enter__()  # this process's own stderr is a worker's log file
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._notices.__exit__(*error)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -113,7 +118,7 @@ class Reporter:
     def send(self, event: Any) -> None:
         """To the driver, from rank 0; not waited for."""
         if self.rank == 0:
-            self.dealer.tell.remote(event)
+            self.context.send(event)
 
     def close(self, step: int, broken: int) -> None:
         """Logs what is known at the end, and delivers what is left. broken: images that could not be read."""

@@ -27,8 +27,9 @@ from ssl_ray.training.elastic import FittingGroup, FixedGroup
 from ssl_ray.training.events import Fatal
 from ssl_ray.training.failures import Failures, cause
 from ssl_ray.training.folder import RunFolder
-from ssl_ray.training.loop import Job, train_loop
+from ssl_ray.training.loop import Job
 from ssl_ray.training.process_group import ProcessGroup
+from ssl_ray.training.ray_context import train_loop
 from ssl_ray.training.result import RunResult
 from ssl_ray.training.teller import Teller
 from ssl_ray.training.trainer import Trainer, Training, ready

@@ -1,7 +1,6 @@
 """The backbone that a user names: a run, one of its checkpoints, or a file that `import` or `export` wrote."""
 
 import json
-import tempfile
 from pathlib import Path
 
 from torch import nn
@@ -39,30 +38,17 @@ def load_trained(source: str, storage: str) -> TrainedBackbone:
     newest = folder.latest_checkpoint()
     if newest is None:
         raise UserError(f"{source}: the run has no checkpoint yet; let it reach its first one")
-    with tempfile.TemporaryDirectory() as directory:
-        return _from_checkpoint(local_copy(newest, directory), newest)
+    with checkpoint.local_copy(newest) as directory:
+        return _from_checkpoint(directory, newest)
 
 
 def load_algorithm(recipe: Recipe, checkpoint_uri: str) -> tuple[BaseModel, int]:
     """A run's algorithm, heads and memories with it, as the checkpoint has it; and how many steps it was trained."""
     algorithm: BaseModel = recipe.untrained.build()
-    with tempfile.TemporaryDirectory() as directory:
-        state = checkpoint.load(local_copy(checkpoint_uri, directory))
+    with checkpoint.local_copy(checkpoint_uri) as directory:
+        state = checkpoint.load(directory)
     algorithm.load_state_dict(state["algorithm"])
     return algorithm, state["next_step"]
-
-
-def local_copy(uri: str, directory: str) -> Path:
-    """A checkpoint's folder as a local path; copied into `directory` where it lies in an object store."""
-    if "://" not in uri:
-        return Path(uri)
-    from pyarrow import fs
-
-    from ssl_ray.filesystems import open_uri
-
-    filesystem, path = open_uri(uri)
-    fs.copy_files(path, directory, source_filesystem=filesystem)
-    return Path(directory)
 
 
 def _from_checkpoint(directory: Path, origin: str) -> TrainedBackbone:

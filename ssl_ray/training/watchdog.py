@@ -14,10 +14,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Self
 
-import ray
-
+from ssl_ray.training.context import WorkerContext
 from ssl_ray.training.events import Hung
 
 TELL_S = 10.0
@@ -31,14 +30,21 @@ def silence(minutes: float | None) -> float:
 
 
 class Watchdog:
-    """Watches the steps of one worker. minutes: how long one may take, None for ever."""
+    """Watches the steps of one worker, while it is entered. minutes: how long one may take, None for ever."""
 
-    def __init__(self, dealer: Any, rank: int, minutes: float | None) -> None:
-        self.dealer, self.rank = dealer, rank
+    def __init__(self, context: WorkerContext, minutes: float | None) -> None:
+        self.context = context
         self.limit = None if minutes is None else 60 * minutes
         self.began: float | None = None
+        self._left = threading.Event()
+
+    def __enter__(self) -> Self:
         if self.limit is not None:
             threading.Thread(target=self._watch, args=(self.limit,), name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -50,8 +56,7 @@ class Watchdog:
     def _watch(self, limit: float) -> None:
         pause = min(1.0, limit / 4)
         watched, waited, looked = self.began, 0.0, time.monotonic()
-        while True:
-            time.sleep(pause)
+        while not self._left.wait(pause):
             now, began = time.monotonic(), self.began
             # A process that was stopped (Ctrl-Z, a debugger) has not hung: a long sleep counts as a short one.
             waited = waited + min(now - looked, 2 * pause) if began == watched else 0.0
@@ -60,8 +65,7 @@ class Watchdog:
                 with contextlib.suppress(
                     Exception
                 ):  # whatever becomes of the message, this process has to end
-                    event = Hung(self.rank, limit / 60, _stacks())
-                    ray.get(self.dealer.tell.remote(event), timeout=TELL_S)
+                    self.context.send(Hung(self.context.rank, limit / 60, _stacks()), wait_s=TELL_S)
                 os._exit(1)
 
 

@@ -15,7 +15,7 @@ from ssl_ray.data.batches import Batches
 from ssl_ray.data.blocks import PartlyUsed, StreamConfig, block_steps, make_block
 from ssl_ray.data.plan import Plan
 from ssl_ray.data.source import DatasetInfo, open_dataset
-from ssl_ray.data.stream import start_dealer
+from ssl_ray.data.stream import dealt_blocks, start_dealer
 from ssl_ray.data.views import moco_v2_views
 from ssl_ray.errors import UserError
 from tests.data.tiffs import RGB, tiff
@@ -90,9 +90,8 @@ def stream_of(stream: StreamConfig, world_size: int, first_step: int = 0) -> dic
     ray.get(dealer.start.remote(first_step, world_size))
     ranks = [
         Batches(
-            dealer,
+            dealt_blocks(dealer, rank),
             first_step=first_step,
-            rank=rank,
             batch_size=stream.plan.global_batch_size // world_size,
             views=2,
             device=torch.device("cpu"),
@@ -207,7 +206,7 @@ def test_the_dealer_keeps_nothing_of_blocks_that_are_used_up(ray_cluster: None) 
     dealer = start_dealer(stream)
     ray.get(dealer.start.remote(0, 2))
     made = [
-        Batches(dealer, first_step=0, rank=rank, batch_size=1, views=2, device=torch.device("cpu"))
+        Batches(dealt_blocks(dealer, rank), first_step=0, batch_size=1, views=2, device=torch.device("cpu"))
         for rank in range(2)
     ]
     early = 0
@@ -272,7 +271,9 @@ def test_a_few_broken_images_are_reported_once_each(ray_cluster: None) -> None:
     stream = config(Jpegs(truncated=frozenset({3, 77})), max_broken=0.02)
     dealer = start_dealer(stream)
     ray.get(dealer.start.remote(0, 1))
-    batches = Batches(dealer, first_step=0, rank=0, batch_size=16, views=2, device=torch.device("cpu"))
+    batches = Batches(
+        dealt_blocks(dealer, 0), first_step=0, batch_size=16, views=2, device=torch.device("cpu")
+    )
     seen = [int(i) for batch in batches for i in batch.samples["index"]]
     assert len(seen) == STEPS * 16
     assert not {3, 77} & set(seen)
@@ -290,7 +291,9 @@ def test_too_many_broken_images_stop_the_run_with_the_list(ray_cluster: None) ->
     stream = config(Jpegs(truncated=frozenset(range(0, 200, 4))), max_broken=0.01)
     dealer = start_dealer(stream)
     ray.get(dealer.start.remote(0, 1))
-    batches = Batches(dealer, first_step=0, rank=0, batch_size=16, views=2, device=torch.device("cpu"))
+    batches = Batches(
+        dealt_blocks(dealer, 0), first_step=0, batch_size=16, views=2, device=torch.device("cpu")
+    )
     with pytest.raises(UserError, match=r"more than the allowed share 0\.01: jpegs/\d+\.jpg"):
         collections.deque(batches, maxlen=0)
     ray.kill(dealer)
@@ -303,7 +306,9 @@ def test_a_source_that_fails_is_heard_by_every_rank(ray_cluster: None) -> None:
     dealer = start_dealer(config(_Gone()))
     ray.get(dealer.start.remote(0, 2))
     for rank in range(2):
-        batches = Batches(dealer, first_step=0, rank=rank, batch_size=8, views=2, device=torch.device("cpu"))
+        batches = Batches(
+            dealt_blocks(dealer, rank), first_step=0, batch_size=8, views=2, device=torch.device("cpu")
+        )
         with pytest.raises(RuntimeError, match="the disk is gone"):
             next(batches)
     ray.kill(dealer)

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from tests.runs import TINY, checkpoints, run, start, state, wait_for
+from tests.training import local
 
 pytestmark = pytest.mark.slow
 
@@ -39,12 +40,11 @@ ARGUMENTS = [*TINY, "--steps=40", "--set=training.hang_minutes=0.1", "--set=trai
 def test_a_step_that_never_ends_is_told_and_done_again(tmp_path: Path, two_cpus: str) -> None:
     once = tmp_path / "once"
     (tmp_path / "hangs.py").write_text(HANGS.format(path=str(once)))
-    there = [*ARGUMENTS, "--set=evaluation.every_epochs=null", f"--address={two_cpus}"]
-    still = run(tmp_path, "pretrain", "hangs.py", *there, "--name=still")
-    assert still.returncode == 0, still.stderr
+    arguments = [*ARGUMENTS, "--set=evaluation.every_epochs=null"]
+    still = local.train(local.job_of(str(tmp_path / "hangs.py"), *arguments), tmp_path / "still")
 
     once.touch()
-    done = run(tmp_path, "pretrain", "hangs.py", *there, "--name=hangs")
+    done = run(tmp_path, "pretrain", "hangs.py", *arguments, "--name=hangs", f"--address={two_cpus}")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "hangs"
     stacks = folder / "hung-worker-0.txt"
@@ -55,8 +55,7 @@ def test_a_step_that_never_ends_is_told_and_done_again(tmp_path: Path, two_cpus:
     assert "Traceback" not in done.stderr
     assert "in wait_for_a_lock_that_nobody_gives_back" in stacks.read_text()
 
-    ours, theirs = (state(f / checkpoints(f)[-1]) for f in (folder, tmp_path / "runs" / "still"))
-    assert all(ours[name].equal(tensor) for name, tensor in theirs.items())
+    local.assert_same(state(folder / checkpoints(folder)[-1]), still.last["algorithm"])
 
 
 def test_a_worker_that_is_stopped_is_killed_and_started_again(

@@ -2,12 +2,14 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from ssl_ray import cli
 from tests.data.odd_images import BROKEN, ODD, TOO_LARGE
 from tests.runs import TINY, run, summary
 
@@ -58,7 +60,19 @@ def warned(stderr: str) -> list[tuple[str, str]]:
     return [(path, rest) for path, _, rest in (line.partition(": ") for line in lines if ": " in line)]
 
 
-def test_every_odd_image_in_one_folder(tmp_path: Path, two_cpus: str) -> None:
+def verified(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Exit status of `ssl-ray data verify pets ARGUMENTS`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["ssl-ray", "data", "verify", "pets", *arguments])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_every_odd_image_in_one_folder(
+    tmp_path: Path, two_cpus: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken = fill(tmp_path / "pets")
     settings = ["--data=pets", "--holdout=0.2", "--epochs=3", "--set=data.max_broken=0.2"]
     settings += [
@@ -89,11 +103,12 @@ def test_every_odd_image_in_one_folder(tmp_path: Path, two_cpus: str) -> None:
         assert harmful not in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
 
-    verified = run(tmp_path, "data", "verify", "pets")
-    assert verified.returncode == 1
-    assert {path for path, _ in warned(verified.stderr)} == broken
-    named = run(tmp_path, "data", "verify", "pets", "--json")
-    report = json.loads(named.stdout)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert verified(monkeypatch) == 1
+    assert {path for path, _ in warned(capsys.readouterr().err)} == broken
+    verified(monkeypatch, "--json")
+    report = json.loads(capsys.readouterr().out)
     assert len(report["broken"]) == len(broken)
     assert report["checked"] == 120 + len(ODD) + len(broken)
     reasons = {Path(path).name: reason for _, path, reason in report["broken"]}

@@ -208,6 +208,12 @@ def test_store_that_refuses(tmp_path, closed_port):
     assert "\n" not in str(caught.value)
 
 
+def test_store_of_a_kind_that_nobody_knows(tmp_path):
+    with pytest.raises(UserError, match=r"^MLflow at foo://bar cannot be used") as caught:
+        open_run(tracking_settings(tmp_path, uri="foo://bar"), name="r")
+    assert "\n" not in str(caught.value)
+
+
 def test_finish_with_the_store_away(settings, closed_port, tmp_path, caplog):
     run = open_run(settings, name="r")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, never answers

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ssl_ray.models import BaseModel, Progress
+from ssl_ray.training.gradients import GradientMonitor
 from ssl_ray.training.optim import build_optimizer
-from ssl_ray.training.standstill import Standstill
 from ssl_ray.training.step import Step, begin_epoch, seed_generators, step_seed, take_step
 from tests import small
 
@@ -207,7 +207,11 @@ def test_a_gradient_of_zero_is_told_from_a_small_one() -> None:
 
 def test_a_standstill_is_said_once_and_names_the_step_it_began_with() -> None:
     zeros = [False, True, True, False, True, True, True, True, False, True, True, True]
-    standstill = Standstill()
-    said = [standstill(step, zero) for step, zero in enumerate(zeros, start=1)]
-    assert [bool(line) for line in said] == [step == 7 for step in range(1, 13)]
-    assert "the gradient is exactly 0 since step 5 (3 steps in a row)" in str(said[6])
+    said: list[tuple[int, str]] = []
+    step = 0
+    monitor = GradientMonitor(lambda line: said.append((step, line)), max_nonfinite_steps=1)
+    for step, zero in enumerate(zeros, start=1):
+        monitor(step, Step({}, taken=True, zero=zero))
+    ((when, line),) = said
+    assert when == 7
+    assert "the gradient is exactly 0 since step 5 (3 steps in a row)" in line
