@@ -16,6 +16,7 @@ from ssl_ray.cli.options import (
     Storage,
     Subject,
     make_console,
+    while_ray_starts,
 )
 
 
@@ -57,12 +58,9 @@ def embed(
     Columns: index, path, label where there is one, feature. Parts appear when they are whole. Images are resized and
     cropped, not augmented; those that cannot be decoded are left out, and named in _metadata.json.
     """
-    from ssl_ray.training import local_cluster
-
-    local_cluster.begin(address, verbose=verbose)
-    # While Ray starts.
-    from ssl_ray.trained.case import Means
-    from ssl_ray.trained.embed import Request, embed
+    with while_ray_starts(address, None, verbose):
+        from ssl_ray.trained.case import Means
+        from ssl_ray.trained.embed import Request, embed
 
     embed(
         Request(

@@ -3,6 +3,8 @@
 An option that one verb explains in words of its own stays in that verb's file.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -75,3 +77,23 @@ def make_console(as_json: bool, quiet: bool = False, verbose: bool = False) -> "
     from ssl_ray.console import Console
 
     return Console("quiet" if quiet or as_json else "verbose" if verbose else "normal")
+
+
+@contextmanager
+def while_ray_starts(
+    address: str | None, recipe: str | None, verbose: bool, *, wanted: bool = True
+) -> Iterator[None]:
+    """Around what a verb imports: the cluster that the command starts for itself begins to start beside it.
+
+    Not where it is to join another one, or none is `wanted`. recipe: of whose file the folder is that workers import
+    from, too. Raises Interrupted for Ctrl-C.
+    """
+    from ssl_ray.errors import Interrupted
+    from ssl_ray.training import local_cluster
+
+    try:
+        if wanted:
+            local_cluster.begin(address, python_path=local_cluster.own_modules(recipe), verbose=verbose)
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted before anything began; the same command starts it") from error

@@ -19,6 +19,7 @@ from ssl_ray.cli.options import (
     SharedStorage,
     Verbose,
     make_console,
+    while_ray_starts,
 )
 
 
@@ -63,13 +64,10 @@ def pretrain(
         raise UserError(
             "pretrain: name what to train, such as `ssl-ray pretrain moco`; `ssl-ray list` shows all"
         )
-    from ssl_ray.training import local_cluster
-
-    local_cluster.begin(address, python_path=local_cluster.own_modules(recipe), verbose=verbose)
-    # While Ray starts.
-    from ssl_ray.rules import FILES
-    from ssl_ray.training.pretrain import Request, pretrain
-    from ssl_ray.workers import Workers
+    with while_ray_starts(address, recipe, verbose):
+        from ssl_ray.rules import FILES
+        from ssl_ray.training.pretrain import Request, pretrain
+        from ssl_ray.workers import Workers
 
     kept = {
         # Files may have moved.

@@ -17,6 +17,7 @@ from ssl_ray.cli.options import (
     Scale,
     SharedStorage,
     make_console,
+    while_ray_starts,
 )
 
 
@@ -98,14 +99,10 @@ def tune(
         raise UserError("tune: name what to tune, such as `ssl-ray tune mae`; `ssl-ray list` shows all")
     if cluster is not None and not dry_run:
         raise UserError("cluster: a cluster to plan for goes with --dry-run; to use one, say --address")
-    from ssl_ray.training import local_cluster
-
-    if cluster is None:
-        local_cluster.begin(address, python_path=local_cluster.own_modules(recipe), verbose=verbose)
-    # While Ray starts.
-    from ssl_ray.training.pretrain import Request as Base
-    from ssl_ray.tuning.search import Request, tune
-    from ssl_ray.workers import Workers
+    with while_ray_starts(address, recipe, verbose, wanted=cluster is None):
+        from ssl_ray.training.pretrain import Request as Base
+        from ssl_ray.tuning.search import Request, tune
+        from ssl_ray.workers import Workers
 
     kept = {
         "RECIPE": recipe,
