@@ -13,6 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.faulty_s3 import FaultyS3
+    from tests.ranks import Ranks
 
 # Tests that share the cluster `two_cpus`. They take longest: in a run of several processes they come first and stay in
 # one of them, one after another; so do the tests of any other file.
@@ -65,6 +66,16 @@ def compiler() -> Any:
 
     torch.compiler.reset()
     return CompileCounterWithBackend("aot_eager")
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator["Ranks"]:
+    """Living gloo processes: `ranks(4, function)` is what the function returns on each of four."""
+    from tests.ranks import Ranks
+
+    pool = Ranks()
+    yield pool
+    pool.close()
 
 
 @pytest.fixture(scope="session")

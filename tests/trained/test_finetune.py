@@ -16,7 +16,7 @@ from ssl_ray.models import Classifier, ClsHead, LabelSmoothLoss, ResNet
 from ssl_ray.models.sync_batch_norm import synchronize_batch_norm
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking.client import connect
-from tests.distributed.ranks import run_on_ranks
+from tests.ranks import Ranks
 from tests.runs import TINY, checkpoints, run, start, state, summary, wait_for
 
 pytestmark = pytest.mark.slow
@@ -144,9 +144,9 @@ def _train() -> dict[str, torch.Tensor]:
     return seen | {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
 
 
-def test_two_workers_do_what_one_does() -> None:
+def test_two_workers_do_what_one_does(ranks: Ranks) -> None:
     alone = _train()
-    for found in run_on_ranks(2, _train):
+    for found in ranks(2, _train):
         assert found.keys() == alone.keys()
         for name, value in alone.items():
             torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=name)
