@@ -14,9 +14,9 @@ from sklearn.datasets import load_digits
 
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking.client import connect, import_mlflow
-from tests.runs import environment, run, state, summary
+from tests.runs import drive, environment, run, state, summary
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 STEPS = 4
 # The smallest of each that is still itself.
@@ -73,7 +73,7 @@ def moco(here: Path, two_cpus: str) -> Ran:
     ]
     done = run(here, "pretrain", *arguments)
     assert done.returncode == 0, done.stderr
-    return Ran("moco", done, summary(run(here, "pretrain", "--resume=moco", "--json")), here)
+    return Ran("moco", done, summary(drive(here, "pretrain", "--resume=moco", "--json")), here)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def simclr(here: Path) -> Ran:
 @pytest.fixture(scope="module")
 def mae(here: Path, two_cpus: str) -> Ran:
     """The same with a reading at every step, on the cluster."""
-    done = run(here, "pretrain", *MAE, "--name=mae", f"--address={two_cpus}")
+    done = drive(here, "pretrain", *MAE, "--name=mae", f"--address={two_cpus}")
     return Ran("mae", done, summary(done), here)
 
 
@@ -214,7 +214,7 @@ def test_the_backbone_is_the_checkpoint_s(ran: Ran) -> None:
 
 
 def test_two_workers_on_two_cpus_see_and_learn_the_same(mae: Ran, two_cpus: str) -> None:
-    done = run(mae.folder, "pretrain", *MAE, "--workers=2", "--name=mae-2", f"--address={two_cpus}")
+    done = drive(mae.folder, "pretrain", *MAE, "--workers=2", "--name=mae-2", f"--address={two_cpus}")
     two = Ran("mae-2", done, summary(done), mae.folder)
     assert tracked(two).data.tags["world_size"] == "2"
     client = connect(f"sqlite:///{mae.folder / 'mlflow.db'}")
@@ -232,7 +232,7 @@ def test_two_workers_on_two_cpus_see_and_learn_the_same(mae: Ran, two_cpus: str)
 def test_the_stored_recipe_repeats_the_run(moco: Ran, two_cpus: str) -> None:
     client = connect(f"sqlite:///{moco.folder / 'mlflow.db'}")
     stored = client.download_artifacts(moco.summary["mlflow_run_id"], "recipe.json")
-    again = run(
+    again = drive(
         moco.folder, "pretrain", stored, "--data=images", "--name=again", "--json", f"--address={two_cpus}"
     )
     ours, theirs = state(summary(again)["checkpoint"]), state(moco.summary["checkpoint"])
@@ -246,7 +246,7 @@ def test_a_finished_run_is_not_run_again(moco: Ran) -> None:
     checkpoint = Path(moco.summary["checkpoint"], "checkpoint.pt")
     before, written = tracked(moco), checkpoint.stat().st_mtime_ns
     started = time.monotonic()
-    done = run(moco.folder, "pretrain", "--resume=runs/moco")
+    done = drive(moco.folder, "pretrain", "--resume=runs/moco")
     assert time.monotonic() - started < 60, "nothing was started"
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"moco is finished: {STEPS} steps; nothing left to do\n")
@@ -257,7 +257,7 @@ def test_a_finished_run_is_not_run_again(moco: Ran) -> None:
 
 def test_a_name_belongs_to_one_recipe(moco: Ran) -> None:
     arguments = ["moco", "--data=images", *COMMON, *ALGORITHMS["moco"]]
-    done = run(moco.folder, "pretrain", *arguments, "--seed=1", "--name=moco")
+    done = drive(moco.folder, "pretrain", *arguments, "--seed=1", "--name=moco")
     assert done.returncode == 2
     assert done.stderr.startswith("ssl-ray: name: run 'moco' exists in ")
     assert "with another recipe" in done.stderr
@@ -268,7 +268,7 @@ def test_a_run_belongs_to_its_data(moco: Ran) -> None:
     extra = moco.folder / "images" / "0" / "extra.png"
     extra.write_bytes((moco.folder / "images" / "0" / "000.png").read_bytes())
     try:
-        done = run(moco.folder, "pretrain", "--resume=moco")
+        done = drive(moco.folder, "pretrain", "--resume=moco")
     finally:
         extra.unlink()
     assert done.returncode == 2
@@ -291,7 +291,7 @@ def test_a_run_belongs_to_its_data(moco: Ran) -> None:
 )
 def test_what_only_a_cluster_or_a_server_can_tell(tmp_path, two_cpus, arguments, env, said) -> None:
     small = ["--data=digits", "--set=training.global_batch_size=64", f"--address={two_cpus}"]
-    done = run(tmp_path, "pretrain", "moco", *small, *arguments, env=env)
+    done = drive(tmp_path, "pretrain", "moco", *small, *arguments, env=env)
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stderr.startswith("ssl-ray: ")

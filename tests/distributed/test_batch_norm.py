@@ -1,13 +1,10 @@
 """Without SyncBN each rank gathers statistics of its own; what is evaluated and saved is one network all the same."""
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from ssl_ray import distributed
 from tests.ranks import Ranks
-
-pytestmark = pytest.mark.slow
 
 
 def statistics_after_a_step() -> dict[str, Tensor]:

@@ -19,7 +19,6 @@ from ssl_ray.models.losses.sinkhorn import sinkhorn
 from ssl_ray.models.sync_batch_norm import synchronize_batch_norm
 from tests.ranks import Ranks
 
-pytestmark = pytest.mark.slow
 ROWS = 16
 
 

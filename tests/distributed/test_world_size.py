@@ -19,7 +19,6 @@ from ssl_ray.recipe import Recipe
 from tests import small
 from tests.ranks import Ranks
 
-pytestmark = pytest.mark.slow
 ROWS, STEPS = 16, 2
 RTOL, ATOL = 1e-8, 1e-10
 

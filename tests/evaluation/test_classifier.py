@@ -67,7 +67,6 @@ def _on_a_rank() -> dict[str, float]:
     return evaluate(source(61, 1))
 
 
-@pytest.mark.slow
 def test_two_ranks_see_what_one_sees(ranks: Ranks) -> None:
     alone = evaluate(source(61, 1))
     for found in ranks(2, _on_a_rank):

@@ -76,7 +76,6 @@ def shard() -> tuple[float, float]:
     return embedding_std(z), embedding_rank(z)
 
 
-@pytest.mark.slow
 def test_two_ranks_equal_one(ranks: Ranks) -> None:
     whole = shard()
     for std, rank in ranks(2, shard):

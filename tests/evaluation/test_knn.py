@@ -100,13 +100,11 @@ def uneven_rows() -> list[int]:
     ).tolist()
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one(ranks: Ranks) -> None:
     alone, rows = sharded_accuracy()
     assert 0.5 < alone < 1
     assert ranks(2, sharded_accuracy) == [(alone, rows)] * 2
 
 
-@pytest.mark.slow
 def test_a_rank_may_have_no_rows(ranks: Ranks) -> None:
     assert ranks(2, uneven_rows) == [[0, 1, 2]] * 2

@@ -60,6 +60,5 @@ def of_shard() -> float:
     return lidar(distributed.local_rows(images(51, 4, 8, 5, noise=0.5)))
 
 
-@pytest.mark.slow
 def test_two_ranks_equal_one(ranks: Ranks) -> None:
     assert ranks(2, of_shard) == pytest.approx([of_shard()] * 2, rel=1e-9)

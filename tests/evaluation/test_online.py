@@ -317,7 +317,6 @@ def run_on() -> dict[str, float]:
     return evaluation(train, val, **EVERY).run(Prototyped())
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one(ranks: Ranks) -> None:
     alone = run_on()
     for metrics in ranks(2, run_on):
@@ -326,7 +325,6 @@ def test_two_processes_equal_one(ranks: Ranks) -> None:
             assert metrics[exact] == alone[exact]
 
 
-@pytest.mark.slow
 def test_more_ranks_than_images(ranks: Ranks) -> None:
     for metrics in ranks(3, few_images):
         assert metrics == pytest.approx(few_images(), rel=1e-4)

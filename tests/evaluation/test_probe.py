@@ -69,7 +69,6 @@ def lopsided() -> float:
     return linear_accuracy(bank[rows], bank_labels[rows], queries[rows], labels[rows])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("work", [of_shard, lopsided])
 def test_two_ranks_equal_one(work, ranks: Ranks) -> None:
     assert ranks(2, work) == [of_shard()] * 2

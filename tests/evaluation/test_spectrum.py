@@ -86,7 +86,6 @@ def of_shard() -> tuple[float, float, list[float]]:
     return alpha_req(z), top_direction(z), eigenvalues(z, centred=False).tolist()
 
 
-@pytest.mark.slow
 def test_two_ranks_equal_one(ranks: Ranks) -> None:
     alpha, top, values = of_shard()
     for its_alpha, its_top, its_values in ranks(2, of_shard):

@@ -66,7 +66,6 @@ def of_shard() -> tuple[float, float]:
     return uniformity(rows), alignment(pairs)
 
 
-@pytest.mark.slow
 def test_two_ranks_equal_one(ranks: Ranks) -> None:
     alone = of_shard()
     for seen in ranks(2, of_shard):

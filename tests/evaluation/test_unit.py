@@ -67,7 +67,6 @@ def on_one_of() -> list[float]:
     ]
 
 
-@pytest.mark.slow
 def test_every_rank_hears_of_another_one_s(ranks: Ranks) -> None:
     for found in ranks(2, on_one_of):
         assert [math.isnan(value) for value in found] == [True, True, False, False]

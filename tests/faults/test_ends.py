@@ -12,7 +12,7 @@ import pytest
 from benchmarks.failing_runs import KINDS, Kind, fail, marked, prepare
 from tests.runs import TINY, checkpoints, start, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 LONG = [*TINY, "--epochs=500", "--set=evaluation.every_epochs=null", "--set=training.checkpoint_steps=10"]
 

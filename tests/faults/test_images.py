@@ -11,7 +11,7 @@ import pytest
 from tests.data.odd_images import BROKEN, ODD, TOO_LARGE
 from tests.runs import TINY, run, summary
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 SUFFIX = {
     "png": "png",

@@ -3,7 +3,6 @@
 import shutil
 import signal
 import sqlite3
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import psutil
 import pytest
 import torch
 
+from tests.conftest import ClusterProcess
 from tests.runs import TINY, checkpoints, run, start, state, summary, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 ARGUMENTS = ["pretrain", "moco", *TINY, "--epochs=2", "--set=training.checkpoint_steps=7", "--json"]
 STEPS_PER_EPOCH = 1297 // 32
@@ -89,14 +89,14 @@ def test_killed_in_mid_epoch_and_resumed_equals_never_interrupted(killed: Killed
 
 
 def test_a_killed_worker_is_restarted_and_the_run_ends(
-    tmp_path: Path, two_cpus: str, two_cpus_process: "subprocess.Popen[str]"
+    tmp_path: Path, two_cpus: str, two_cpus_process: ClusterProcess
 ) -> None:
     process = start(tmp_path, *ARGUMENTS, "--workers=2", "--name=two", f"--address={two_cpus}")
     folder = tmp_path / "runs" / "two"
     wait_for(lambda: checkpoints(folder), "first checkpoint", process)
     workers = [
         child
-        for child in psutil.Process(two_cpus_process.pid).children(recursive=True)
+        for child in psutil.Process(two_cpus_process.process.pid).children(recursive=True)
         if "RayTrainWorker" in " ".join(child.cmdline())
     ]
     assert len(workers) == 2

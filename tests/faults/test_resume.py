@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.runs import checkpoints, run, start, state, summary, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.cluster
 
 STEPS_PER_EPOCH = 1297 // 64
 STEPS = 2 * STEPS_PER_EPOCH

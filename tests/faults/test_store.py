@@ -14,7 +14,7 @@ from ssl_ray.training.folder import CHECKPOINTS, RunFolder
 from tests.faulty_s3 import Fault, FaultyS3
 from tests.runs import TINY, run, state, summary
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.cluster
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCY"
 TRAIN = [

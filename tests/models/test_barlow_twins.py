@@ -115,7 +115,6 @@ def loss_and_gradients() -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.slow
 def test_every_worker_has_the_loss_of_the_global_batch_and_its_gradient(ranks: Ranks):
     alone = loss_and_gradients()
     for seen in ranks(2, loss_and_gradients):

@@ -145,7 +145,6 @@ def shared_out() -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_any_number_of_ranks_finds_the_same(world_size, ranks: Ranks):
     alone = shared_out()
@@ -163,7 +162,6 @@ def few_rows() -> dict[str, Tensor]:
     return {"inertia": torch.tensor(kmeans(rows, 2, seed=0).inertia)}
 
 
-@pytest.mark.slow
 def test_a_rank_may_have_no_rows(ranks: Ranks):
     for seen in ranks(4, few_rows):
         assert seen["inertia"].item() == pytest.approx(0.5)

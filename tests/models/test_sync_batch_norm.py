@@ -1,6 +1,5 @@
 import copy
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -65,7 +64,6 @@ def train_network() -> dict[str, Tensor]:
     return train(network())
 
 
-@pytest.mark.slow
 def test_workers_equal_batch_norm_of_the_whole_batch(ranks: Ranks):
     expected = train_network()
     for seen in ranks(2, train_network):
@@ -85,7 +83,6 @@ def half_precision_of_a_shifted_batch() -> dict[str, Tensor]:
     return {"output": distributed.gather(output), "var": norm.running_var, "rows": rows}
 
 
-@pytest.mark.slow
 def test_half_precision_statistics_are_gathered_in_float32(ranks: Ranks):
     seen = ranks(2, half_precision_of_a_shifted_batch)[0]
     rows = seen["rows"].double()

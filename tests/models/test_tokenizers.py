@@ -220,7 +220,6 @@ def fit_on_this_rank():
     return book.codebook
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_workers_agree_on_the_codebook(world_size, ranks: Ranks):
     alone = fit_on_this_rank()

@@ -103,7 +103,6 @@ def test_all_that_is_wrong_is_said_in_one_line() -> None:
     judge(places, {"1": [None, None, None]}, nodes)
 
 
-@pytest.mark.slow
 def test_one_node_has_nothing_to_ask(ray_cluster: None, tmp_path: Path, photos: Path) -> None:
     require(pytest.fail, images=[open_dataset(str(photos)).train], storage=str(tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
