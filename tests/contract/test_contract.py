@@ -328,7 +328,6 @@ class OwnConvolutions(nn.Module):
 # compiled where all recipes are trained.
 COMPILED = {
     "moco": "contrastive: a teacher under no_grad, its shuffled batches, and a queue",
-    "moco_v3_vit": "contrastive without a queue, on tokens; logits gathered from all ranks",
     "byol": "distillation: a predictor, a teacher, and targets without gradient",
     "barlow_twins": "a correlation over the batch, in a head with a batch norm",
     "swav": "clustering: Sinkhorn's loop, and views of two sizes",
