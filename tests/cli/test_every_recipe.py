@@ -11,7 +11,7 @@ import pytest
 from ssl_ray import experiments
 from tests.runs import environment
 
-pytestmark = pytest.mark.recipes
+pytestmark = [pytest.mark.process, pytest.mark.recipes]
 
 # One process for all: each of its own would import torch, Ray and MLflow anew.
 COMMANDS = """

@@ -94,6 +94,7 @@ def test_one_run_is_shown_and_two_are_compared(typed, here: Path) -> None:
     assert best["run"] == "moco-a", "the other has no labels"
 
 
+@pytest.mark.process
 def test_runs_import_neither_torch_nor_ray(here: Path) -> None:
     code = (
         "import sys; sys.argv = ['ssl-ray', 'runs', '--json']\n"

@@ -71,6 +71,7 @@ def test_trials_of_two_workers_on_two_cpus_all_end(searched: dict[str, Any]) -> 
     assert searched["best"]["score"] == max(t["score"] for t in searched["trials"] if t["status"] != "failed")
 
 
+@pytest.mark.process
 def test_nothing_is_left_taken(searched: dict[str, Any], two_cpus: str) -> None:
     assert free_cpus(two_cpus) == 2
 
