@@ -224,6 +224,7 @@ def test_table_on_a_narrow_terminal_loses_nothing() -> None:
 HARMFUL = "\x1b[2Jgone\r\x07 \x9b31m \u202egpj.exe\udcff\nssl-ray: all is well"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("terminal", [True, False])
 def test_no_text_steers_the_terminal(terminal: bool, capfd: pytest.CaptureFixture[str]) -> None:
     program = f"""

@@ -90,6 +90,7 @@ def test_what_continues_a_run_is_what_began_it(tmp_path: Path) -> None:
         assert folder.command == command
 
 
+@pytest.mark.process
 def test_processes_of_a_raylet_are_ended_also_those_that_are_stopped() -> None:
     command = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"]
     mine = subprocess.Popen(command, env=os.environ | {"RAY_RAYLET_PID": "4194304"})

@@ -40,6 +40,7 @@ def seen(place: Place, tmp_path: Path, mount: str = "true") -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.process
 @elsewhere
 def test_a_folder_seen_from_elsewhere(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
@@ -58,6 +59,7 @@ def test_a_folder_seen_from_elsewhere(tmp_path: Path) -> None:
     assert not reply(folder, "there").exists()
 
 
+@pytest.mark.process
 @elsewhere
 def test_images_seen_from_elsewhere(tmp_path: Path, photos: Path) -> None:
     part = Subset(open_dataset(str(photos)).train, 1, 4, shuffled=True)
