@@ -55,7 +55,9 @@ started: list[str] = []
 
 
 def _note_process(event: str, arguments: tuple[Any, ...]) -> None:
-    if event in ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec"):
+    # A Python, or one of the commands beside it: not the likes of git and uname, which libraries ask once a process.
+    program = Path(str(arguments[0])) if event == "subprocess.Popen" else None
+    if event in ("os.fork", "os.forkpty") or (program and program.parent == Path(sys.executable).parent):
         started.append(f"{event} {arguments[:2]}"[:200])
 
 
