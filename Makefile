@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # A process per CPU, each with one thread; tests/conftest.py says what stays together.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --no-loadscope-reorder
 
-.PHONY: demo test test-recipes test-long test-fast lint format types check bench clean help
+.PHONY: demo test test-fast test-recipes test-all lint format types check bench clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,17 +24,17 @@ $(VENV)/.installed-bench: $(INSTALLED)
 demo: $(INSTALLED)  ## pretrain MoCo on 7,000 real images and judge it, no download (4 to 7 minutes on 2 cores)
 	@$(BIN)/ssl-ray pretrain moco
 
-test: $(INSTALLED)  ## the tests, real Ray and real MLflow included (about 55 minutes on 2 cores)
-	@$(PYTEST) -m "not recipes and not long"
+test: $(INSTALLED)  ## the tests, real Ray and real MLflow included, without clusters of several nodes
+	@$(PYTEST) -m "not recipes and not cluster"
+
+test-fast: $(INSTALLED)  ## unit tests alone: neither Ray nor a server nor another process
+	@$(PYTEST) -m "unit and not recipes and not gpu"
 
 test-recipes: $(INSTALLED)  ## every SMALL recipe through the real command, two steps each
 	@$(PYTEST) -m recipes
 
-test-long: $(INSTALLED)  ## faults and jobs on clusters of several nodes (each takes minutes)
-	@$(PYTEST) -m long
-
-test-fast: $(INSTALLED)  ## tests that need neither Ray nor a server
-	@$(PYTEST) -m "not slow and not gpu"
+test-all: $(INSTALLED)  ## all tests: those above, and faults and jobs on clusters of several nodes (hours)
+	@$(PYTEST)
 
 lint: $(INSTALLED)  ## ruff: rules and format
 	@$(BIN)/ruff check .

@@ -208,6 +208,7 @@ def test_table_in_a_pipe_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+@pytest.mark.process
 def test_table_on_a_narrow_terminal_loses_nothing() -> None:
     program = """
     from ssl_ray.console import Console
@@ -224,6 +225,7 @@ def test_table_on_a_narrow_terminal_loses_nothing() -> None:
 HARMFUL = "\x1b[2Jgone\r\x07 \x9b31m \u202egpj.exe\udcff\nssl-ray: all is well"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("terminal", [True, False])
 def test_no_text_steers_the_terminal(terminal: bool, capfd: pytest.CaptureFixture[str]) -> None:
     program = f"""
@@ -254,6 +256,7 @@ def test_table_without_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines() == ["Runs", "id  state"]
 
 
+@pytest.mark.process
 def test_terminal_shows_a_bar_and_notes_above_it() -> None:
     shown = on_terminal(RUN)
     assert "\x1b[" in shown  # it moves the cursor
@@ -267,6 +270,7 @@ def test_terminal_shows_a_bar_and_notes_above_it() -> None:
     assert json.loads(text.strip().splitlines()[-1]) == {"knn": 0.812}
 
 
+@pytest.mark.process
 def test_results_while_the_bar_runs_are_above_it() -> None:
     program = """
     from ssl_ray.console import *
@@ -285,6 +289,7 @@ def test_results_while_the_bar_runs_are_above_it() -> None:
     assert lines[-1].startswith("step 9/9")
 
 
+@pytest.mark.process
 def test_terminal_of_forty_columns_does_not_wrap_the_status() -> None:
     program = f"""
     from ssl_ray.console import *
@@ -296,6 +301,7 @@ def test_terminal_of_forty_columns_does_not_wrap_the_status() -> None:
     assert "images/s" not in text
 
 
+@pytest.mark.process
 def test_no_color_on_a_terminal() -> None:
     colours = r"\x1b\[[0-9;]*(3[0-7]|38;)[0-9;]*m"
     program = "from ssl_ray.console import Console; Console().warn('careful')"
@@ -303,12 +309,14 @@ def test_no_color_on_a_terminal() -> None:
     assert not re.search(colours, on_terminal(program, NO_COLOR="1"))
 
 
+@pytest.mark.process
 def test_dumb_terminal_gets_plain_lines() -> None:
     text = on_terminal(RUN, TERM="dumb")
     assert "\x1b" not in text
     assert "moco: step 1/4" in text
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("env", [{}, {"FORCE_COLOR": "1"}])
 def test_pipe_gets_plain_lines_and_stdout_only_results(env: dict[str, str]) -> None:
     out, err = in_pipe(RUN, **env)

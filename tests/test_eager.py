@@ -73,6 +73,7 @@ print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in
 """
 
 
+@pytest.mark.process
 def test_preflight_and_training_do_not_import_the_compiler() -> None:
     done = subprocess.run([sys.executable, "-c", PROCESS], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

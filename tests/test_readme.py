@@ -8,7 +8,7 @@ import pytest
 
 from tests.runs import run
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

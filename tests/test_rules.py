@@ -176,7 +176,6 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: ",".join(s))
 @pytest.mark.parametrize("name", experiments.names())
 def test_every_algorithm_follows(name: str, settings: dict[str, Any]) -> None:

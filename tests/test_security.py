@@ -60,6 +60,7 @@ def test_the_pickle_of_these_tests_does_run_code(tmp_path: Path, monkeypatch: py
     assert Path(PROOF).exists()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("verb", ["evaluate", "embed", "export"])
 def test_a_checkpoint_that_holds_code_is_refused(tmp_path: Path, verb: str) -> None:
     evil_checkpoint(tmp_path / "evil")
@@ -118,6 +119,7 @@ def test_a_hostile_model_file_ends_in_one_line(
     assert not Path(PROOF).exists()
 
 
+@pytest.mark.process
 def test_import_refuses_a_pickle_with_code(tmp_path: Path) -> None:
     (tmp_path / "evil.pth").write_bytes(evil_bytes())
     assert "they can run code" in refused(run(tmp_path, "import", "evil.pth"), tmp_path)
@@ -211,6 +213,7 @@ def test_the_message_says_where_it_stands(path: tuple[str, ...], message: str) -
         Recipe.from_json(data)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("verb", ["show", "pretrain"])
 def test_an_evil_recipe_is_refused_in_one_line(tmp_path: Path, verb: str) -> None:
     data = recipe("moco", 32).to_json()
@@ -239,6 +242,7 @@ def test_a_run_s_folder_does_not_bring_its_own_code(tmp_path: Path, monkeypatch:
     assert folder.record()["python_path"] == [mine]
 
 
+@pytest.mark.process
 def test_show_neither_imports_from_beside_the_recipe_nor_builds(tmp_path: Path) -> None:
     """As the installed command runs: Python's path does not hold the folder that one is in."""
     (tmp_path / "beside.py").write_text(f"import os\nos.mkdir({PROOF!r})\ndef net(): ...\n")
@@ -257,6 +261,7 @@ def test_show_neither_imports_from_beside_the_recipe_nor_builds(tmp_path: Path) 
     assert "algorithm.backbone: cannot import 'beside:net'" in refused(done, tmp_path)
 
 
+@pytest.mark.process
 def test_show_writes_no_control_characters(tmp_path: Path) -> None:
     data = recipe("moco", 32).to_json()
     data["name"] = "moco\x1b[2J\x07\nssl-ray: fine"
@@ -267,6 +272,7 @@ def test_show_writes_no_control_characters(tmp_path: Path) -> None:
     assert "\nssl-ray: fine" not in done.stdout
 
 
+@pytest.mark.process
 def test_json_that_is_too_deep_is_no_json(tmp_path: Path) -> None:
     (tmp_path / "deep.json").write_text("[" * 5000)
     assert "deep.json" in refused(run(tmp_path, "show", "deep.json"), tmp_path)

@@ -30,6 +30,7 @@ def bench(folder: Path, script: str, *, memory: bool = False) -> tuple[Bench, Tr
 
 
 @linux
+@pytest.mark.process
 def test_all_processes_of_a_run_are_counted(tmp_path: Path) -> None:
     measured, tree = bench(tmp_path, DETACHED)
     started = time.monotonic()
@@ -43,6 +44,7 @@ def test_all_processes_of_a_run_are_counted(tmp_path: Path) -> None:
 
 
 @linux
+@pytest.mark.process
 def test_memory_at_its_peak(tmp_path: Path) -> None:
     measured, tree = bench(tmp_path, DETACHED, memory=True)
     run = measured.measure(tree)
@@ -52,6 +54,7 @@ def test_memory_at_its_peak(tmp_path: Path) -> None:
 
 
 @linux
+@pytest.mark.process
 def test_a_run_that_fails(tmp_path: Path) -> None:
     measured, tree = bench(tmp_path, "import sys; print('why'); sys.exit(2)")
     with pytest.raises(

@@ -11,7 +11,7 @@ import pytest
 
 from tests.runs import environment
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 CHECKOUT = Path(__file__).parents[1]
 

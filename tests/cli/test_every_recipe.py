@@ -13,7 +13,7 @@ import pytest
 
 from tests.runs import environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.recipes]
+pytestmark = [pytest.mark.process, pytest.mark.recipes]
 
 NAMES = ("swav", "deepcluster", "cae")
 

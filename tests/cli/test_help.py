@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import typer
 from rich.text import Text
 
@@ -17,6 +18,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.process
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys; sys.argv = ['ssl-ray', '--help']; from ssl_ray.cli import main; main()"
     done = subprocess.run(
@@ -43,15 +45,18 @@ def test_no_part_of_a_help_text_is_taken_for_markup() -> None:
     assert [text for text in texts if Text.from_markup(text).plain != text] == []
 
 
+@pytest.mark.process
 def test_defaults_in_words_are_shown() -> None:
     done = run("pretrain", "--help")
     assert "(RAY_ADDRESS, else this machine)" in " ".join(re.findall(r"[^\s│]+", done.stdout))
 
 
+@pytest.mark.process
 def test_version() -> None:
     assert run("version").stdout == run("--version").stdout == f"ssl-ray {ssl_ray.__version__}\n"
 
 
+@pytest.mark.process
 def test_unknown_verb() -> None:
     done = run("pretrian")
     assert done.returncode == 2

@@ -15,7 +15,7 @@ import torch
 from tests.pods import clean, free_port, pod
 from tests.runs import TINY, checkpoints
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.cluster
 
 
 @contextmanager

@@ -20,10 +20,10 @@ from ssl_ray.data.source import open_dataset
 from ssl_ray.experiments import load_recipe
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking.client import connect, import_mlflow
-from tests.runs import environment, run, state, summary
+from tests.runs import drive, environment, run, state, summary
 from tests.training import local
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 STEPS = 4
 # The smallest of each that is still itself.
@@ -96,7 +96,7 @@ def simclr(here: Path) -> Ran:
 @pytest.fixture(scope="module")
 def mae(here: Path, two_cpus: str) -> Ran:
     """The same with a reading at every step, by two workers on the cluster."""
-    done = run(here, "pretrain", *MAE, "--json", "--workers=2", "--name=mae", f"--address={two_cpus}")
+    done = drive(here, "pretrain", *MAE, "--json", "--workers=2", "--name=mae", f"--address={two_cpus}")
     return Ran("mae", done, summary(done), here)
 
 
@@ -247,7 +247,7 @@ def test_a_finished_run_is_not_run_again(moco: Ran) -> None:
     checkpoint = Path(moco.summary["checkpoint"], "checkpoint.pt")
     before, written = tracked(moco), checkpoint.stat().st_mtime_ns
     started = time.monotonic()
-    done = run(moco.folder, "pretrain", "--resume=runs/moco")
+    done = drive(moco.folder, "pretrain", "--resume=runs/moco")
     assert time.monotonic() - started < 60, "nothing was started"
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"moco is finished: {STEPS} steps; nothing left to do\n")
@@ -307,7 +307,7 @@ def test_a_run_belongs_to_its_data(moco: Ran, refused: Callable[..., str]) -> No
 )
 def test_what_only_a_cluster_or_a_server_can_tell(tmp_path, two_cpus, arguments, env, said) -> None:
     small = ["--data=digits", "--set=training.global_batch_size=64", f"--address={two_cpus}"]
-    done = run(tmp_path, "pretrain", "moco", *small, *arguments, env=env)
+    done = drive(tmp_path, "pretrain", "moco", *small, *arguments, env=env)
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stderr.startswith("ssl-ray: ")

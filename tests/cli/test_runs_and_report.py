@@ -11,7 +11,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from ssl_ray import cli
-from tests.runs import TINY, run, summary
+from tests.runs import TINY, drive, summary
 from tests.trained.test_page import read
 
 STEPS = 12
@@ -37,7 +37,7 @@ def here(tmp_path_factory: pytest.TempPathFactory, two_cpus: str) -> Path:
         *SETTINGS,
     ]
     for arguments in (["moco", *moco], ["mae", *mae]):
-        summary(run(folder, "pretrain", *arguments, f"--address={two_cpus}"))
+        summary(drive(folder, "pretrain", *arguments, f"--address={two_cpus}"))
     return folder
 
 
@@ -60,7 +60,6 @@ def typed(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     return type_
 
 
-@pytest.mark.slow
 def test_the_runs_are_listed(typed) -> None:
     head, _, *rows = typed("runs").splitlines()
     assert head == "Runs of ssl-ray"
@@ -78,7 +77,6 @@ def test_the_runs_are_listed(typed) -> None:
     assert "(1 of 2; --limit 0 for all)" in typed("runs", "--limit=1")
 
 
-@pytest.mark.slow
 def test_one_run_is_shown_and_two_are_compared(typed, here: Path) -> None:
     shown = json.loads(typed("runs", "show", "moco", "--json"))
     assert shown["run"] == "moco-a"
@@ -96,7 +94,7 @@ def test_one_run_is_shown_and_two_are_compared(typed, here: Path) -> None:
     assert best["run"] == "moco-a", "the other has no labels"
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_runs_import_neither_torch_nor_ray(here: Path) -> None:
     code = (
         "import sys; sys.argv = ['ssl-ray', 'runs', '--json']\n"
@@ -110,7 +108,6 @@ def test_runs_import_neither_torch_nor_ray(here: Path) -> None:
     assert imported == "[]"
 
 
-@pytest.mark.slow
 def test_a_report_with_labels(typed, here: Path) -> None:
     said = json.loads(typed("report", "moco-a", "--images=60", "--json"))
     assert said["report"] == str(here / "runs" / "moco-a" / "report.html")
@@ -134,7 +131,6 @@ def test_a_report_with_labels(typed, here: Path) -> None:
     assert [c.read_bytes() for c in copy] == [Path(said["report"]).read_bytes()], "an artifact of the run"
 
 
-@pytest.mark.slow
 def test_a_report_without_labels(typed, here: Path) -> None:
     out = here / "page.html"
     typed("report", "runs/mae-b", "--images=60", f"--out={out}")
@@ -145,7 +141,6 @@ def test_a_report_without_labels(typed, here: Path) -> None:
     assert "✗" not in text
 
 
-@pytest.mark.slow
 def test_a_report_of_both(typed, here: Path) -> None:
     said = json.loads(typed("report", "moco-a", "mae-b", "moco-a", "--images=40", "--json"))
     assert said["runs"] == ["moco-a", "mae-b"]
@@ -155,7 +150,6 @@ def test_a_report_of_both(typed, here: Path) -> None:
     assert "What differs in the recipes" in text
 
 
-@pytest.mark.slow
 def test_what_is_gone_is_said(typed, here: Path) -> None:
     """Last of all, for it takes the data, then the checkpoints, then the folder away."""
     run_folder = here / "runs" / "moco-a"

@@ -128,6 +128,7 @@ def test_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert {line[column:].split()[0] for line in lines[2:]} == {row["backbone"] for row in rows.values()}
 
 
+@pytest.mark.process
 def test_a_recipe_file_that_fails_is_one_line_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "broken_recipes.py").write_text("x = 1\n1 / 0\n")
     program = Path(sys.executable).with_name("ssl-ray")

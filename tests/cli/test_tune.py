@@ -10,7 +10,7 @@ import cv2
 import pytest
 
 from ssl_ray.tracking.client import connect
-from tests.runs import TINY, environment, run, summary
+from tests.runs import TINY, drive, environment, summary
 
 # Two workers for a trial and two CPUs in all: trials that did not wait for each other would stand still.
 SEARCH = [
@@ -56,10 +56,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def searched(here: Path, two_cpus: str) -> dict[str, Any]:
-    return summary(run(here, "tune", *SEARCH, "--json", f"--address={two_cpus}", timeout=600))
+    return summary(drive(here, "tune", *SEARCH, "--json", f"--address={two_cpus}"))
 
 
-@pytest.mark.slow
 def test_trials_of_two_workers_on_two_cpus_all_end(searched: dict[str, Any]) -> None:
     assert searched["status"] == "finished"
     assert len(searched["trials"]) == 4
@@ -72,12 +71,11 @@ def test_trials_of_two_workers_on_two_cpus_all_end(searched: dict[str, Any]) -> 
     assert searched["best"]["score"] == max(t["score"] for t in searched["trials"] if t["status"] != "failed")
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_nothing_is_left_taken(searched: dict[str, Any], two_cpus: str) -> None:
     assert free_cpus(two_cpus) == 2
 
 
-@pytest.mark.slow
 def test_mlflow_has_the_search_and_in_it_the_trials(searched: dict[str, Any], here: Path) -> None:
     client = connect(f"sqlite:///{here / 'mlflow.db'}")
     parent = client.get_run(searched["mlflow_run_id"])
@@ -96,12 +94,11 @@ def test_mlflow_has_the_search_and_in_it_the_trials(searched: dict[str, Any], he
         assert min(cv2.imread(client.download_artifacts(parent.info.run_id, name)).shape[:2]) > 200
 
 
-@pytest.mark.slow
 def test_the_best_recipe_can_be_pretrained(searched: dict[str, Any], here: Path, two_cpus: str) -> None:
     best = json.loads(Path(searched["best_recipe"]).read_text())
     values = next(t["values"] for t in searched["trials"] if t["trial"] == searched["best"]["trial"])
     assert best["optimization"]["base_lr"] == values["optimization.base_lr"]
-    done = run(
+    done = drive(
         here,
         "pretrain",
         searched["best_recipe"],
@@ -113,15 +110,21 @@ def test_the_best_recipe_can_be_pretrained(searched: dict[str, Any], here: Path,
     assert summary(done)["steps"] == 1
 
 
-@pytest.mark.slow
 def test_a_finished_search_is_not_run_again(searched: dict[str, Any], here: Path) -> None:
-    again = run(here, "tune", "--resume=search", "--json")
+    again = drive(here, "tune", "--resume=search", "--json")
     assert summary(again) == searched
 
 
 def test_a_search_is_shown_for_a_cluster_that_is_elsewhere(tmp_path: Path) -> None:
-    done = run(
-        tmp_path, "tune", "mae", "--trials=20", "--dry-run", "--cluster=gpus=16,cpus=128,nodes=4", "--json"
+    done = drive(
+        tmp_path,
+        "tune",
+        "mae",
+        "--trials=20",
+        "--dry-run",
+        "--cluster=gpus=16,cpus=128,nodes=4",
+        "--json",
+        store=False,
     )
     said = summary(done)
     assert (said["trials"], said["concurrent"], said["limit"]) == (20, 16, "GPUs")
@@ -150,7 +153,7 @@ def test_a_search_is_shown_for_a_cluster_that_is_elsewhere(tmp_path: Path) -> No
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
-    done = run(tmp_path, "tune", *arguments)
+    done = drive(tmp_path, "tune", *arguments, store=False)
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stderr.count("\n") == 1

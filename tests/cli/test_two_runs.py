@@ -9,7 +9,7 @@ import pytest
 from ssl_ray.tracking.client import connect
 from tests.runs import TINY, start
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 # What Ray says where something looks for its cluster and finds two, and where it cannot ask the one it found.
 _LOST = ("multiple active Ray instances", "Failed to query Ray Train Controller")

@@ -137,7 +137,6 @@ def test_gradients_reach_what_is_trained_and_nothing_else(name):
 
 
 @every_algorithm
-@pytest.mark.slow
 def test_saved_and_restored_it_goes_on_with_the_same_losses(name):
     run = fresh(name)
     optimizer = run.optimizer(lr=0.01)
@@ -158,7 +157,6 @@ def test_saved_and_restored_it_goes_on_with_the_same_losses(name):
 
 
 @every_algorithm
-@pytest.mark.slow
 def test_bf16_autocast_stays_finite(name):
     run = fresh(name)
     reference = run.loss().loss.item()
@@ -187,11 +185,18 @@ def test_the_teacher_moves_and_takes_no_gradient(name):
 # What keeps a network from learning by heart, by the name of the argument. A queue that holds the other of two batches
 # holds no image of this one, which would be its own negative.
 BY_HEART = {"dropout": 0.0, "drop_path": 0.0, "split_bn": 1, "queue_size": 32, "ensure_neg": True}
-# A task of a size that fits so few images and steps: clusters that 64 images can fill, few or small hidden patches.
+# A task of a size that fits so few images and steps: clusters that 64 images can fill, few or small hidden patches; and
+# fewer layers, channels or tokens where a step would take long.
 SMALLER = {
     "odc": {"algorithm.head.num_classes": 8, "algorithm.memory.num_clusters": 8},
-    "cae": {"views.num_masked": 4},
-    "simmim": {"views.mask_patch_size": 4},
+    "cae": {"views.num_masked": 4, "algorithm.backbone.depth": 1},
+    "simmim": {
+        "views.mask_patch_size": 4,
+        "views.patch_size": 4,
+        "algorithm.backbone.patch_size": 4,
+        "algorithm.backbone.window_size": 4,
+    },
+    "simsiam": {"algorithm.backbone.width": 8},
     "relative_loc": {"views.patch_side": 12},
 }
 # Where a perfect answer has no loss of 0.
@@ -256,7 +261,6 @@ class Overfit:
 
 
 @every_algorithm
-@pytest.mark.slow
 def test_it_overfits_64_real_images(name):
     """It solves its task, without giving all images the same embedding."""
     overfit = Overfit(name)
@@ -277,7 +281,6 @@ def uphill(algorithm: BaseModel) -> None:
 
 
 @every_algorithm
-@pytest.mark.slow
 def test_a_twin_that_goes_uphill_does_not(name):
     """What the test above takes for learned is nothing that a broken algorithm reaches."""
     twin = Overfit(name)
@@ -286,7 +289,6 @@ def test_a_twin_that_goes_uphill_does_not(name):
     assert max(twin.shares[AT_LEAST:]) < twin.wanted / 2, [round(share, 2) for share in twin.shares]
 
 
-@pytest.mark.slow
 def test_a_twin_whose_backbone_hears_nothing_does_not():
     """Its loss is cut off from the backbone: NPID's neck alone learns all the images by heart."""
     twin = Overfit("npid")
@@ -303,16 +305,6 @@ def learned(first: dict[str, Tensor], now: dict[str, Tensor], floor: float) -> f
     if accuracies:
         return min(accuracies)
     return ((first["loss"] - now["loss"]) / (first["loss"] - floor)).item()
-
-
-@every_algorithm
-@pytest.mark.slow
-def test_the_loss_compiles(name, compiler):
-    run = fresh(name)
-    expected = run.loss().loss.item()
-    run.algorithm.compile(backend=compiler)
-    assert run.loss().loss.item() == pytest.approx(expected, rel=1e-4)
-    assert compiler.op_count > 0
 
 
 class OwnConvolutions(nn.Module):
@@ -332,8 +324,42 @@ class OwnConvolutions(nn.Module):
         return (self.layers(x),)
 
 
+# What the compiler meets in no other of them: one for each kind of loss. The others, made of the same parts, are
+# compiled where all recipes are trained.
+COMPILED = {
+    "moco": "contrastive: a teacher under no_grad, its shuffled batches, and a queue",
+    "byol": "distillation: a predictor, a teacher, and targets without gradient",
+    "barlow_twins": "a correlation over the batch, in a head with a batch norm",
+    "swav": "clustering: Sinkhorn's loop, and views of two sizes",
+    "odc": "clustering: losses of rows against labels in a memory",
+    "mae": "masked: patches gathered by a mask of drawn numbers",
+    "cae": "masked: two networks and a tokenizer",
+    "relative_loc": "predictive: pairs of patches, and labels made on the way",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in COMPILED else pytest.param(name, marks=pytest.mark.recipes) for name in small.NAMES],
+)
+def test_the_loss_compiles(name, compiler):
+    """On a backbone as small as its kind can be: the algorithm's own code is what is compiled."""
+    backbone = small.recipe(name, ROWS).algorithm.kwargs["backbone"]
+    tiny = {"algorithm.backbone": Spec(OwnConvolutions)}
+    if backbone.target is not ResNet:
+        tiny = {
+            f"algorithm.backbone.{key}": value
+            for key, value in (("depth", 1), ("depths", (1, 1)))
+            if key in backbone.kwargs
+        }
+    run = Started(name, small.recipe(name, ROWS, tiny))
+    expected = run.loss().loss.item()
+    run.algorithm.compile(backend=compiler)
+    assert run.loss().loss.item() == pytest.approx(expected, rel=1e-4)
+    assert compiler.op_count > 0
+
+
 @every_algorithm
-@pytest.mark.slow
 def test_a_users_own_backbone_plugs_in(name):
     spec = small.recipe(name, ROWS).algorithm.kwargs["backbone"]
     if spec.target is ResNet:

@@ -83,6 +83,7 @@ def _batch_checksum(pipeline: ViewPipeline) -> int:
     return checksum(make_batch(pipeline, BLOBS, [10, 11, 12, 13], seed=3, epoch=2)[0])
 
 
+@pytest.mark.process
 def test_another_process_makes_the_same_pixels() -> None:
     pipelines = list(PIPELINES.values())
     with multiprocessing.get_context("spawn").Pool(1) as pool:

@@ -439,7 +439,6 @@ def upload(client, folder: Path, bucket_path: str) -> None:
                 stream.write(file.read_bytes())
 
 
-@pytest.mark.slow
 def test_folders_parquet_and_shards_on_s3(s3, tmp_path):
     from ssl_ray.data.prepare import prepare_dataset
 

@@ -169,7 +169,6 @@ def test_what_is_left_out_of_images_is_told_once_a_block() -> None:
     assert len(found) == 2
 
 
-@pytest.mark.slow
 def test_what_is_left_out_of_images_is_told_once_a_run(ray_cluster: None) -> None:
     import ray
 
@@ -183,7 +182,6 @@ def test_what_is_left_out_of_images_is_told_once_a_run(ray_cluster: None) -> Non
     ray.kill(dealer)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_every_world_size_sees_the_same_global_batches(ray_cluster: None, world_size: int) -> None:
     stream = config()
@@ -191,7 +189,6 @@ def test_every_world_size_sees_the_same_global_batches(ray_cluster: None, world_
     assert received == {step: expected(stream, step) for step in range(STEPS)}
 
 
-@pytest.mark.slow
 def test_the_dealer_keeps_nothing_of_blocks_that_are_used_up(ray_cluster: None) -> None:
     import psutil
     import ray
@@ -219,7 +216,6 @@ def test_the_dealer_keeps_nothing_of_blocks_that_are_used_up(ray_cluster: None) 
     assert grown < dealt / 4, f"{grown / 2**20:.1f} MB of {dealt / 2**20:.1f}"
 
 
-@pytest.mark.slow
 def test_the_number_of_data_tasks_changes_nothing(ray_cluster: None) -> None:
     import ray
 
@@ -236,13 +232,11 @@ def test_the_number_of_data_tasks_changes_nothing(ray_cluster: None) -> None:
     assert one_at_a_time == many
 
 
-@pytest.mark.slow
 def test_starting_at_a_step_gives_exactly_the_tail(ray_cluster: None) -> None:
     stream = config()
     assert stream_of(stream, 2, first_step=9) == {step: expected(stream, step) for step in range(9, STEPS)}
 
 
-@pytest.mark.slow
 def test_windows_are_joined_without_a_seam(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = config()
     from ssl_ray.data import stream as module
@@ -264,7 +258,6 @@ class _Configured:
     config: StreamConfig
 
 
-@pytest.mark.slow
 def test_a_few_broken_images_are_reported_once_each(ray_cluster: None) -> None:
     import ray
 
@@ -284,7 +277,6 @@ def test_a_few_broken_images_are_reported_once_each(ray_cluster: None) -> None:
     ray.kill(dealer)
 
 
-@pytest.mark.slow
 def test_too_many_broken_images_stop_the_run_with_the_list(ray_cluster: None) -> None:
     import ray
 
@@ -299,7 +291,6 @@ def test_too_many_broken_images_stop_the_run_with_the_list(ray_cluster: None) ->
     ray.kill(dealer)
 
 
-@pytest.mark.slow
 def test_a_source_that_fails_is_heard_by_every_rank(ray_cluster: None) -> None:
     import ray
 

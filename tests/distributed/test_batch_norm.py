@@ -1,13 +1,10 @@
 """Without SyncBN each rank gathers statistics of its own; what is evaluated and saved is one network all the same."""
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from ssl_ray import distributed
-from tests.distributed.ranks import run_on_ranks
-
-pytestmark = pytest.mark.slow
+from tests.ranks import Ranks
 
 
 def statistics_after_a_step() -> dict[str, Tensor]:
@@ -20,8 +17,8 @@ def statistics_after_a_step() -> dict[str, Tensor]:
     return {"own": own, "mean": network[1].running_mean, "var": network[1].running_var}
 
 
-def test_running_statistics_become_the_mean_over_ranks() -> None:
-    first, second = run_on_ranks(2, statistics_after_a_step)
+def test_running_statistics_become_the_mean_over_ranks(ranks: Ranks) -> None:
+    first, second = ranks(2, statistics_after_a_step)
     assert not torch.equal(first["own"], second["own"]), "ranks saw different rows"
     torch.testing.assert_close(first["mean"], (first["own"] + second["own"]) / 2)
     for name in ("mean", "var"):

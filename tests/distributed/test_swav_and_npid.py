@@ -17,9 +17,8 @@ from ssl_ray.models import (
 )
 from ssl_ray.models.losses.sinkhorn import sinkhorn
 from ssl_ray.models.sync_batch_norm import synchronize_batch_norm
-from tests.distributed.ranks import run_on_ranks
+from tests.ranks import Ranks
 
-pytestmark = pytest.mark.slow
 ROWS = 16
 
 
@@ -62,17 +61,17 @@ def negatives() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_prototypes_are_shared_out_over_all_workers(world_size):
+def test_prototypes_are_shared_out_over_all_workers(world_size, ranks: Ranks):
     alone = codes()
-    for rank, part in enumerate(run_on_ranks(world_size, codes)):
+    for rank, part in enumerate(ranks(world_size, codes)):
         torch.testing.assert_close(part, alone[rank::world_size], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_swavs_queue_is_one_queue(world_size):
+def test_swavs_queue_is_one_queue(world_size, ranks: Ranks):
     alone = swav_with_queue()
     assert [bool(alone[f"full {step}"]) for step in range(2)] == [False, True]
-    for seen in run_on_ranks(world_size, swav_with_queue):
+    for seen in ranks(world_size, swav_with_queue):
         assert seen.keys() == alone.keys()
         for key, value in alone.items():
             torch.testing.assert_close(
@@ -81,7 +80,7 @@ def test_swavs_queue_is_one_queue(world_size):
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_an_image_has_the_same_negatives_on_any_number_of_workers(world_size):
+def test_an_image_has_the_same_negatives_on_any_number_of_workers(world_size, ranks: Ranks):
     alone = negatives()
-    for rank, drawn in enumerate(run_on_ranks(world_size, negatives)):
+    for rank, drawn in enumerate(ranks(world_size, negatives)):
         assert torch.equal(drawn, alone[rank::world_size])

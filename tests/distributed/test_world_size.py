@@ -14,24 +14,25 @@ from torch.nn.parallel import DistributedDataParallel
 from ssl_ray import distributed
 from ssl_ray.models import ContrastiveHead, LinearNeck, MoCo, Progress, ResNet
 from ssl_ray.models.sync_batch_norm import synchronize_batch_norm
+from ssl_ray.paths import value_at
 from ssl_ray.recipe import Recipe
 from tests import small
-from tests.distributed.ranks import run_on_ranks
+from tests.ranks import Ranks
 
-pytestmark = pytest.mark.slow
 ROWS, STEPS = 16, 2
-Seen = dict[str, dict[str, torch.Tensor]]
+RTOL, ATOL = 1e-8, 1e-10
 
 
-def own_statistics(recipe: Recipe) -> dict[str, object]:
-    """Settings without which batch norm would see groups of rows that depend on the number of workers."""
-    return {"algorithm.split_bn": 1} if "split_bn" in recipe.algorithm.kwargs else {}
+def settings(recipe: Recipe) -> dict[str, object]:
+    """Batch norm that sees no groups of rows that depend on the number of workers; networks as narrow as they get."""
+    wanted = {"algorithm.split_bn": 1, "algorithm.backbone.width": 4}
+    return {path: value for path, value in wanted.items() if value_at(recipe, path) is not None}
 
 
 def train(name: str) -> dict[str, torch.Tensor]:
     """STEPS steps on this worker's rows: losses, gradients and everything in the state dict."""
     recipe = small.recipe(name, ROWS)
-    recipe = small.recipe(name, ROWS, own_statistics(recipe))
+    recipe = small.recipe(name, ROWS, settings(recipe))
     torch.manual_seed(0)
     algorithm = recipe.algorithm.build().double()
     views, samples = small.batch(recipe, ROWS)
@@ -62,33 +63,34 @@ def train(name: str) -> dict[str, torch.Tensor]:
     return seen | algorithm.state_dict()
 
 
-def train_all() -> Seen:
-    return {name: train(name) for name in small.NAMES}
+def train_together(name: str) -> dict[str, torch.Tensor]:
+    """As `train`, on ranks that have found out that all of them ended with what rank 0 has."""
+    seen = train(name)
+    mine = torch.cat([value.double().flatten() for value in seen.values()])
+    assert distributed.agree(len(mine)) == [len(mine)], "not the same gradients or state on every rank"
+    torch.testing.assert_close(mine, distributed.broadcast(mine.clone()), rtol=RTOL, atol=ATOL)
+    return seen if distributed.rank() == 0 else {}
 
 
 @functools.cache
-def alone() -> Seen:
+def alone(name: str) -> dict[str, torch.Tensor]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return train_all()
+        return train(name)
     finally:
         torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def together(request) -> list[Seen]:
-    return run_on_ranks(request.param, train_all)
-
-
 @pytest.mark.parametrize("name", small.NAMES)
-def test_every_worker_equals_the_single_process(name, together):
-    for seen in together:
-        assert seen[name].keys() == alone()[name].keys()
-        for key, value in alone()[name].items():
-            torch.testing.assert_close(
-                seen[name][key], value, rtol=1e-8, atol=1e-10, msg=lambda m, k=key: f"{k}: {m}"
-            )
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_every_worker_equals_the_single_process(world_size, name, ranks: Ranks):
+    together, *_ = ranks(world_size, train_together, name)
+    assert together.keys() == alone(name).keys()
+    for key, value in alone(name).items():
+        torch.testing.assert_close(
+            together[key], value, rtol=RTOL, atol=ATOL, msg=lambda m, k=key: f"{k}: {m}"
+        )
 
 
 def key_images() -> dict[str, torch.Tensor]:
@@ -116,9 +118,9 @@ def random_views() -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_teachers_see_other_rows_than_the_queries(world_size):
+def test_teachers_see_other_rows_than_the_queries(world_size, ranks: Ranks):
     images = random_views()[1]
-    per_rank = run_on_ranks(world_size, key_images)
+    per_rank = ranks(world_size, key_images)
 
     def rows(shown: torch.Tensor) -> list[int]:
         return [int((images == image).flatten(1).all(1).nonzero()) for image in shown]

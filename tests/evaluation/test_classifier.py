@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from ssl_ray.errors import UserError
 from ssl_ray.evaluation.classifier import ClassifierEvaluation
 from ssl_ray.models import Classifier, ClsHead, ResNet
-from tests.evaluation.ranks import on_ranks
 from tests.evaluation.test_online import CLASSES, SIZE, Memory, source, stripes
+from tests.ranks import Ranks
 
 
 def model(classes: int = 7) -> Classifier:
@@ -63,12 +63,11 @@ def test_the_model_is_left_as_it_was() -> None:
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
-def _on_a_rank(rank: int, world_size: int) -> dict[str, float]:
+def _on_a_rank() -> dict[str, float]:
     return evaluate(source(61, 1))
 
 
-@pytest.mark.slow
-def test_two_ranks_see_what_one_sees() -> None:
+def test_two_ranks_see_what_one_sees(ranks: Ranks) -> None:
     alone = evaluate(source(61, 1))
-    for found in on_ranks(2, _on_a_rank):
+    for found in ranks(2, _on_a_rank):
         assert found == pytest.approx(alone, rel=1e-5)

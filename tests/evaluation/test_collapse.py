@@ -17,8 +17,6 @@ from ssl_ray.training.optim import build_optimizer
 from ssl_ray.training.step import begin_epoch, take_step
 from tests import small
 
-pytestmark = pytest.mark.slow
-
 ROWS, IMAGES = 64, 256
 NARROW = {"algorithm.backbone.width": 8, "algorithm.neck.in_channels": 64, "views.size": 16}
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from ssl_ray import distributed
 from ssl_ray.evaluation import spectrum
 from ssl_ray.evaluation.diagnostics import embedding_rank, embedding_std
-from tests.evaluation.ranks import on_ranks
+from tests.ranks import Ranks
 
 
 def normal(n: int, dim: int, seed: int = 0) -> torch.Tensor:
@@ -70,14 +71,13 @@ def shared() -> torch.Tensor:
     return normal(101, 24) + 1
 
 
-def shard(rank: int, world_size: int) -> tuple[float, float]:
-    z = shared()[rank::world_size]
+def shard() -> tuple[float, float]:
+    z = distributed.local_rows(shared())
     return embedding_std(z), embedding_rank(z)
 
 
-@pytest.mark.slow
-def test_two_ranks_equal_one() -> None:
-    whole = shard(0, 1)
-    for std, rank in on_ranks(2, shard):
+def test_two_ranks_equal_one(ranks: Ranks) -> None:
+    whole = shard()
+    for std, rank in ranks(2, shard):
         assert std == pytest.approx(whole[0], rel=1e-6)
         assert rank == pytest.approx(whole[1], rel=1e-9)

@@ -168,7 +168,6 @@ class Wrong:
         raise UserError(f"row {row['start']}: no such bucket")
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray warns of its own settings
 def test_a_pool_of_actors(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "tasks", lambda n: tasks(n, 9))
@@ -190,7 +189,6 @@ def test_a_pool_of_actors(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) ->
         extract(job, gpus_per_actor=1)
 
 
-@pytest.mark.slow
 def test_what_actors_take(ray_cluster: None) -> None:
     assert fit_pool(None, None, 100) == Pool(4, 1.0, 0.0)
     assert fit_pool(None, None, 2) == Pool(2, 2.0, 0.0)  # no more actors than tasks

@@ -4,10 +4,11 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
+from ssl_ray import distributed
 from ssl_ray.errors import UserError
 from ssl_ray.evaluation import knn
 from ssl_ray.evaluation.knn import gather_rows, knn_accuracy, knn_predict
-from tests.evaluation.ranks import on_ranks
+from tests.ranks import Ranks
 
 
 def blobs(seed: int, n: int, dim: int = 12, classes: int = 5) -> tuple[Tensor, Tensor]:
@@ -86,24 +87,24 @@ def test_no_queries_is_an_error() -> None:
         )
 
 
-def sharded_accuracy(rank: int, world_size: int) -> tuple[float, list[list[float]]]:
+def sharded_accuracy() -> tuple[float, list[list[float]]]:
     (bank, bank_labels), (queries, labels) = blobs(0, 301), blobs(1, 101)
-    rows = slice(rank, None, world_size)
+    rows = slice(distributed.rank(), None, distributed.world_size())
     accuracy = knn_accuracy(bank[rows], bank_labels[rows], queries[rows], labels[rows], 20, 0.07)
     return accuracy, gather_rows(bank[rows]).tolist()
 
 
-def uneven_rows(rank: int, world_size: int) -> list[int]:
-    return gather_rows(torch.arange(3) if rank == 0 else torch.empty(0, dtype=torch.int64)).tolist()
+def uneven_rows() -> list[int]:
+    return gather_rows(
+        torch.arange(3) if distributed.rank() == 0 else torch.empty(0, dtype=torch.int64)
+    ).tolist()
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one() -> None:
-    alone, rows = sharded_accuracy(0, 1)
+def test_two_processes_equal_one(ranks: Ranks) -> None:
+    alone, rows = sharded_accuracy()
     assert 0.5 < alone < 1
-    assert on_ranks(2, sharded_accuracy) == [(alone, rows)] * 2
+    assert ranks(2, sharded_accuracy) == [(alone, rows)] * 2
 
 
-@pytest.mark.slow
-def test_a_rank_may_have_no_rows() -> None:
-    assert on_ranks(2, uneven_rows) == [[0, 1, 2]] * 2
+def test_a_rank_may_have_no_rows(ranks: Ranks) -> None:
+    assert ranks(2, uneven_rows) == [[0, 1, 2]] * 2

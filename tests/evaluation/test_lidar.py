@@ -6,8 +6,9 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from ssl_ray import distributed
 from ssl_ray.evaluation.lidar import lidar
-from tests.evaluation.ranks import on_ranks
+from tests.ranks import Ranks
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -55,10 +56,9 @@ def test_collapsed_and_not_finite() -> None:
     assert math.isnan(lidar(torch.full((50, 4, 8), math.nan)))
 
 
-def of_shard(rank: int, world_size: int) -> float:
-    return lidar(images(51, 4, 8, 5, noise=0.5)[rank::world_size])
+def of_shard() -> float:
+    return lidar(distributed.local_rows(images(51, 4, 8, 5, noise=0.5)))
 
 
-@pytest.mark.slow
-def test_two_ranks_equal_one() -> None:
-    assert on_ranks(2, of_shard) == pytest.approx([of_shard(0, 1)] * 2, rel=1e-9)
+def test_two_ranks_equal_one(ranks: Ranks) -> None:
+    assert ranks(2, of_shard) == pytest.approx([of_shard()] * 2, rel=1e-9)

@@ -24,7 +24,7 @@ from ssl_ray.models.base import BaseModel
 from ssl_ray.models.heads import SwAVHead
 from ssl_ray.models.necks import LinearNeck, SwAVNeck
 from ssl_ray.recipe import Evaluation
-from tests.evaluation.ranks import on_ranks
+from tests.ranks import Ranks
 
 SIZE = 12
 CLASSES = 4
@@ -308,7 +308,7 @@ def test_bfloat16_autocast_is_close() -> None:
     assert half["embedding/std"] != full["embedding/std"]
 
 
-def run_on(rank: int, world_size: int) -> dict[str, float]:
+def run_on() -> dict[str, float]:
     torch.manual_seed(0)
     train = source(201, 0)
     train.blobs[5] = b"broken"  # ranks hold unequal numbers
@@ -317,21 +317,19 @@ def run_on(rank: int, world_size: int) -> dict[str, float]:
     return evaluation(train, val, **EVERY).run(Prototyped())
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one() -> None:
-    alone = run_on(0, 1)
-    for metrics in on_ranks(2, run_on):
+def test_two_processes_equal_one(ranks: Ranks) -> None:
+    alone = run_on()
+    for metrics in ranks(2, run_on):
         assert metrics == pytest.approx(alone, rel=1e-4)
         for exact in ("val/knn_top1", "val/linear_top1", "clusters/occupancy", "clusters/largest"):
             assert metrics[exact] == alone[exact]
 
 
-@pytest.mark.slow
-def test_more_ranks_than_images() -> None:
-    for metrics in on_ranks(3, few_images):
-        assert metrics == pytest.approx(few_images(0, 1), rel=1e-4)
+def test_more_ranks_than_images(ranks: Ranks) -> None:
+    for metrics in ranks(3, few_images):
+        assert metrics == pytest.approx(few_images(), rel=1e-4)
 
 
-def few_images(rank: int, world_size: int) -> dict[str, float]:
+def few_images() -> dict[str, float]:
     torch.manual_seed(0)
     return evaluation(val=source(2, 1), **EVERY).run(Prototyped())

@@ -4,9 +4,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from ssl_ray import distributed
 from ssl_ray.errors import UserError
 from ssl_ray.evaluation.probe import linear_accuracy
-from tests.evaluation.ranks import on_ranks
+from tests.ranks import Ranks
 
 
 def blobs(seed: int, n: int, dim: int = 12, classes: int = 5) -> tuple[Tensor, Tensor]:
@@ -55,20 +56,19 @@ def test_nothing_to_judge_is_an_error() -> None:
         linear_accuracy(torch.eye(3), torch.arange(3), torch.empty(0, 3), torch.empty(0, dtype=torch.int64))
 
 
-def of_shard(rank: int, world_size: int) -> float:
+def of_shard() -> float:
     (bank, bank_labels), (queries, labels) = blobs(0, 301), blobs(1, 501)
-    rows = slice(rank, None, world_size)
+    rows = slice(distributed.rank(), None, distributed.world_size())
     return linear_accuracy(bank[rows], bank_labels[rows], queries[rows], labels[rows])
 
 
-def lopsided(rank: int, world_size: int) -> float:
+def lopsided() -> float:
     """All rows on rank 0; the others have none."""
     (bank, bank_labels), (queries, labels) = blobs(0, 301), blobs(1, 501)
-    rows = slice(None) if rank == 0 else slice(0)
+    rows = slice(None) if distributed.rank() == 0 else slice(0)
     return linear_accuracy(bank[rows], bank_labels[rows], queries[rows], labels[rows])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("work", [of_shard, lopsided])
-def test_two_ranks_equal_one(work) -> None:
-    assert on_ranks(2, work) == [of_shard(0, 1)] * 2
+def test_two_ranks_equal_one(work, ranks: Ranks) -> None:
+    assert ranks(2, work) == [of_shard()] * 2

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ssl_ray import distributed
 from ssl_ray.evaluation import spectrum
 from ssl_ray.evaluation.spectrum import alpha_req, effective_rank, eigenvalues, top_direction
-from tests.evaluation.ranks import on_ranks
+from tests.ranks import Ranks
 
 
 def normal(n: int, dim: int, seed: int = 0) -> Tensor:
@@ -80,15 +81,14 @@ def test_effective_rank_counts_equal_entries(count: int) -> None:
     assert effective_rank(torch.cat([torch.full((count,), 7.0), torch.zeros(5)])) == pytest.approx(count)
 
 
-def of_shard(rank: int, world_size: int) -> tuple[float, float, list[float]]:
-    z = power_law(1.0, 301, 30)[rank::world_size]
+def of_shard() -> tuple[float, float, list[float]]:
+    z = distributed.local_rows(power_law(1.0, 301, 30))
     return alpha_req(z), top_direction(z), eigenvalues(z, centred=False).tolist()
 
 
-@pytest.mark.slow
-def test_two_ranks_equal_one() -> None:
-    alpha, top, values = of_shard(0, 1)
-    for its_alpha, its_top, its_values in on_ranks(2, of_shard):
+def test_two_ranks_equal_one(ranks: Ranks) -> None:
+    alpha, top, values = of_shard()
+    for its_alpha, its_top, its_values in ranks(2, of_shard):
         assert its_alpha == pytest.approx(alpha, rel=1e-9)
         assert its_top == pytest.approx(top, rel=1e-9)
         assert its_values == pytest.approx(values, rel=1e-9)

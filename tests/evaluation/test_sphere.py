@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from scipy.special import hyp0f1
 from torch import Tensor
 
+from ssl_ray import distributed
 from ssl_ray.evaluation import sphere
 from ssl_ray.evaluation.sphere import alignment, uniformity
-from tests.evaluation.ranks import on_ranks
+from tests.ranks import Ranks
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -60,12 +61,12 @@ def test_alignment_of_unrelated_views_is_two() -> None:
     assert alignment(normal(20000, 2, 64)) == pytest.approx(2, abs=0.01)
 
 
-def of_shard(rank: int, world_size: int) -> tuple[float, float]:
-    return uniformity(normal(101, 9)[rank::world_size]), alignment(normal(51, 2, 9)[rank::world_size])
+def of_shard() -> tuple[float, float]:
+    rows, pairs = distributed.local_rows(normal(101, 9)), distributed.local_rows(normal(51, 2, 9))
+    return uniformity(rows), alignment(pairs)
 
 
-@pytest.mark.slow
-def test_two_ranks_equal_one() -> None:
-    alone = of_shard(0, 1)
-    for seen in on_ranks(2, of_shard):
+def test_two_ranks_equal_one(ranks: Ranks) -> None:
+    alone = of_shard()
+    for seen in ranks(2, of_shard):
         assert seen == pytest.approx(alone, rel=1e-6)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_ray import distributed
 from ssl_ray.evaluation.alarm import collapses
 from ssl_ray.evaluation.classifier import ClassifierEvaluation
 from ssl_ray.evaluation.diagnostics import embedding_std
@@ -17,8 +18,8 @@ from ssl_ray.evaluation.sphere import uniformity
 from ssl_ray.evaluation.unit import count_not_finite, finite_rows, unit
 from ssl_ray.models import Classifier, ClsHead, ResNet
 from ssl_ray.training.teller import describe_evaluation
-from tests.evaluation.ranks import on_ranks
 from tests.evaluation.test_online import CLASSES, EVERY, OF, SIZE, Columns, Prototyped, evaluation, source
+from tests.ranks import Ranks
 
 # NaN, an infinity, and a finite row whose squares' sum float32 cannot hold.
 BAD = {"nan": math.nan, "infinite": math.inf, "too long": 3e38}
@@ -54,10 +55,10 @@ def test_one_such_row_and_there_is_no_accuracy(where: str, value: float) -> None
     assert math.isnan(linear_accuracy(bank, bank_labels, queries, labels))
 
 
-def on_one_of(rank: int, world_size: int) -> list[float]:
+def on_one_of() -> list[float]:
     (bank, bank_labels), (queries, labels) = rows(40, 0), rows(20, 1)
     queries[-1] = math.nan  # of one rank alone
-    mine = slice(rank, None, world_size)
+    mine = slice(distributed.rank(), None, distributed.world_size())
     given = (bank[mine], bank_labels[mine], queries[mine], labels[mine])
     return [
         knn_accuracy(*given, 5, 0.07),
@@ -66,9 +67,8 @@ def on_one_of(rank: int, world_size: int) -> list[float]:
     ]
 
 
-@pytest.mark.slow
-def test_every_rank_hears_of_another_one_s() -> None:
-    for found in on_ranks(2, on_one_of):
+def test_every_rank_hears_of_another_one_s(ranks: Ranks) -> None:
+    for found in ranks(2, on_one_of):
         assert [math.isnan(value) for value in found] == [True, True, False, False]
         assert found[2:] == [1, 60]
 

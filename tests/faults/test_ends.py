@@ -13,7 +13,7 @@ from benchmarks.failing_runs import KINDS, Kind, fail, left_of, prepare, watched
 from benchmarks.startup import MARK
 from tests.runs import TINY, checkpoints, start, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 LONG = [*TINY, "--epochs=500", "--set=evaluation.every_epochs=null", "--set=training.checkpoint_steps=10"]
 

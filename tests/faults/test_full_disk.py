@@ -13,8 +13,7 @@ from tests.nodes.cluster import UNSHARE, no_namespaces
 from tests.runs import TINY, checkpoints, environment, wait_for
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.long,
+    pytest.mark.cluster,
     pytest.mark.skipif(bool(no_namespaces()), reason=f"no small disk can be made: {no_namespaces()}"),
 ]
 

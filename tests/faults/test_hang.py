@@ -1,16 +1,16 @@
 """A worker that hangs says where, and is started again."""
 
 import signal
-import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.conftest import ClusterProcess
 from tests.runs import TINY, checkpoints, run, start, state, wait_for
 from tests.training import local
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 # Hangs once, in the middle: when it begins again the file is gone.
 HANGS = """
@@ -59,7 +59,7 @@ def test_a_step_that_never_ends_is_told_and_done_again(tmp_path: Path, two_cpus:
 
 
 def test_a_worker_that_is_stopped_is_killed_and_started_again(
-    tmp_path: Path, two_cpus: str, two_cpus_process: "subprocess.Popen[str]"
+    tmp_path: Path, two_cpus: str, two_cpus_process: ClusterProcess
 ) -> None:
     """Nothing in a stopped process can tell that it hangs: Ray Train's controller does, whom it does not answer."""
     there = ["--set=training.hang_minutes=0.5", "--set=training.checkpoint_steps=10", "--epochs=6"]
@@ -70,7 +70,7 @@ def test_a_worker_that_is_stopped_is_killed_and_started_again(
         wait_for(lambda: checkpoints(folder), "first checkpoint", process)
         (worker,) = [
             child
-            for child in psutil.Process(two_cpus_process.pid).children(recursive=True)
+            for child in psutil.Process(two_cpus_process.process.pid).children(recursive=True)
             if "RayTrainWorker" in " ".join(child.cmdline())
         ]
         worker.send_signal(signal.SIGSTOP)

@@ -13,7 +13,7 @@ from ssl_ray import cli
 from tests.data.odd_images import BROKEN, ODD, TOO_LARGE
 from tests.runs import TINY, run, summary
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 SUFFIX = {
     "png": "png",

@@ -2,17 +2,17 @@
 
 import signal
 import sqlite3
-import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
+from tests.conftest import ClusterProcess
 from tests.runs import TINY, checkpoints, run, start, state, summary, wait_for
 from tests.training import local
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 ARGUMENTS = ["moco", *TINY, "--epochs=2", "--set=training.checkpoint_steps=7", "--json"]
 STEPS_PER_EPOCH = 1297 // 32
@@ -52,14 +52,14 @@ def test_killed_while_it_wrote_and_resumed_equals_never_interrupted(tmp_path: Pa
 
 
 def test_a_killed_worker_is_restarted_and_the_run_ends(
-    tmp_path: Path, two_cpus: str, two_cpus_process: "subprocess.Popen[str]"
+    tmp_path: Path, two_cpus: str, two_cpus_process: ClusterProcess
 ) -> None:
     process = start(tmp_path, "pretrain", *ARGUMENTS, "--workers=2", "--name=two", f"--address={two_cpus}")
     folder = tmp_path / "runs" / "two"
     wait_for(lambda: checkpoints(folder), "first checkpoint", process)
     workers = [
         child
-        for child in psutil.Process(two_cpus_process.pid).children(recursive=True)
+        for child in psutil.Process(two_cpus_process.process.pid).children(recursive=True)
         if "RayTrainWorker" in " ".join(child.cmdline())
     ]
     assert len(workers) == 2

@@ -14,7 +14,7 @@ from tests.data.photos import encode, photo
 from tests.nodes.cluster import ENV, Nodes, four_nodes
 from tests.runs import TINY, checkpoints, run, start, state, summary, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.cluster
 
 # Views are made more slowly than they are used: there is always a data task at work.
 SLOW = """

@@ -14,7 +14,7 @@ import torch
 from tests.runs import checkpoints, run, start, state, summary, wait_for
 from tests.training import local
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.cluster
 
 STEPS_PER_EPOCH = 1297 // 64
 STEPS = 2 * STEPS_PER_EPOCH

@@ -12,7 +12,7 @@ import torch
 from tests.pods import clean, free_port, pod
 from tests.runs import TINY, checkpoints, run, start, state, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.cluster
 
 # No checkpoint is due before the end: only the notice makes one.
 ARGUMENTS = [*TINY, "--epochs=12", "--workers=1", "--cpus-per-worker=2", "--set=evaluation.every_epochs=null"]

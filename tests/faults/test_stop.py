@@ -10,7 +10,7 @@ import torch
 
 from tests.runs import TINY, checkpoints, run, start, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 
 def test_ctrl_c_ends_with_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, two_cpus: str) -> None:

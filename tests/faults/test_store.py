@@ -14,7 +14,7 @@ from tests.faulty_s3 import Fault, FaultyS3
 from tests.runs import TINY, run, state, summary
 from tests.training import local
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.cluster
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCY"
 TRAIN = ["moco", *TINY[1:], "--steps=30", "--set=training.checkpoint_steps=10"]

@@ -10,7 +10,7 @@ import pytest
 from tests.runs import TINY, checkpoints, run, start, wait_for
 from tests.test_security import PROOF, evil_bytes
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 SECRET = "planted-5ecr3t"
 SECRETS = {

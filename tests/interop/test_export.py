@@ -204,7 +204,7 @@ def test_a_graph_of_one_image_takes_any_batch(architecture) -> None:
     assert differ(backbone, torch.jit.trace(Features(backbone.module), one)) < 1e-4
 
 
-@pytest.mark.parametrize("architecture", [NARROW, MAE, pytest.param(SWIN, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("architecture", [NARROW, MAE, SWIN])
 def test_onnx(tmp_path, architecture) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed: nothing to run ONNX with")

@@ -23,7 +23,7 @@ from tests.kubernetes.command import manifest
 from tests.pods import BIN, free_port
 from tests.runs import TINY
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.cluster
 
 # What the pod's memory would decide.
 OBJECT_STORE = 100 * 2**20

@@ -13,7 +13,7 @@ from ssl_ray.models import (
     NonLinearNeck,
     ResNet,
 )
-from tests.distributed.ranks import run_on_ranks
+from tests.ranks import Ranks
 
 
 @pytest.fixture(autouse=True)
@@ -115,10 +115,9 @@ def loss_and_gradients() -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.slow
-def test_every_worker_has_the_loss_of_the_global_batch_and_its_gradient():
+def test_every_worker_has_the_loss_of_the_global_batch_and_its_gradient(ranks: Ranks):
     alone = loss_and_gradients()
-    for seen in run_on_ranks(2, loss_and_gradients):
+    for seen in ranks(2, loss_and_gradients):
         for key, value in alone.items():
             torch.testing.assert_close(
                 seen[key], value, rtol=1e-9, atol=1e-11, msg=lambda m, k=key: f"{k}: {m}"

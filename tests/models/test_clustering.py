@@ -7,7 +7,7 @@ from torch import Tensor
 from ssl_ray.errors import UserError
 from ssl_ray.models.clustering import class_weights, kmeans, whiten
 from ssl_ray.models.clustering.kmeans import cluster_means, nearest
-from tests.distributed.ranks import run_on_ranks
+from tests.ranks import Ranks
 
 
 def blobs(clusters: int = 6, each: int = 20, dim: int = 5) -> tuple[Tensor, Tensor]:
@@ -145,11 +145,10 @@ def shared_out() -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_any_number_of_ranks_finds_the_same(world_size):
+def test_any_number_of_ranks_finds_the_same(world_size, ranks: Ranks):
     alone = shared_out()
-    for seen in run_on_ranks(world_size, shared_out):
+    for seen in ranks(world_size, shared_out):
         assert torch.equal(seen["labels"], alone["labels"])
         for name, value in alone.items():
             torch.testing.assert_close(seen[name], value, rtol=1e-5, atol=1e-5)
@@ -163,7 +162,6 @@ def few_rows() -> dict[str, Tensor]:
     return {"inertia": torch.tensor(kmeans(rows, 2, seed=0).inertia)}
 
 
-@pytest.mark.slow
-def test_a_rank_may_have_no_rows():
-    for seen in run_on_ranks(4, few_rows):
+def test_a_rank_may_have_no_rows(ranks: Ranks):
+    for seen in ranks(4, few_rows):
         assert seen["inertia"].item() == pytest.approx(0.5)

@@ -111,7 +111,6 @@ def test_bf16_autocast_is_finite_and_judged_in_float32(build, views):
 
 
 @both
-@pytest.mark.slow
 def test_compiled_loss_is_the_same(build, views, compiler):
     model = build()
     expected = model(views, mode="loss").loss

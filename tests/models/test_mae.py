@@ -242,7 +242,6 @@ def test_biases_and_norms_are_not_decayed_and_tokens_as_asked(decay_tokens):
     assert not any("pos_embed" in name for name in names.values())
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_compiled_loss_equals_eager(digits):
     model, samples = make_mae(norm_pix=True, depth=1), {"mask_noise": make_noise()}

@@ -1,13 +1,12 @@
 import copy
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_ray import distributed
 from ssl_ray.models.sync_batch_norm import SyncBatchNorm, synchronize_batch_norm
-from tests.distributed.ranks import run_on_ranks
+from tests.ranks import Ranks
 
 CPU = torch.device("cpu")
 ROWS, STEPS = 8, 2
@@ -65,10 +64,9 @@ def train_network() -> dict[str, Tensor]:
     return train(network())
 
 
-@pytest.mark.slow
-def test_workers_equal_batch_norm_of_the_whole_batch():
+def test_workers_equal_batch_norm_of_the_whole_batch(ranks: Ranks):
     expected = train_network()
-    for seen in run_on_ranks(2, train_network):
+    for seen in ranks(2, train_network):
         assert seen.keys() == expected.keys()
         for key, value in expected.items():
             torch.testing.assert_close(
@@ -85,9 +83,8 @@ def half_precision_of_a_shifted_batch() -> dict[str, Tensor]:
     return {"output": distributed.gather(output), "var": norm.running_var, "rows": rows}
 
 
-@pytest.mark.slow
-def test_half_precision_statistics_are_gathered_in_float32():
-    seen = run_on_ranks(2, half_precision_of_a_shifted_batch)[0]
+def test_half_precision_statistics_are_gathered_in_float32(ranks: Ranks):
+    seen = ranks(2, half_precision_of_a_shifted_batch)[0]
     rows = seen["rows"].double()
     expected = (rows - rows.mean(0)) / (rows.var(0, unbiased=False) + 1e-5).sqrt()
     torch.testing.assert_close(seen["output"].double(), expected, rtol=0.01, atol=0.01)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from ssl_ray.errors import UserError
 from ssl_ray.models.meta import without_memory
 from ssl_ray.models.tokenizers import DALLEEncoder, DALLETokenizer, PatchCodebook
-from tests.distributed.ranks import run_on_ranks
+from tests.ranks import Ranks
 
 WIDTH, TOKENS = 8, 11
 
@@ -220,11 +220,10 @@ def fit_on_this_rank():
     return book.codebook
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_workers_agree_on_the_codebook(world_size):
+def test_workers_agree_on_the_codebook(world_size, ranks: Ranks):
     alone = fit_on_this_rank()
-    for codebook in run_on_ranks(world_size, fit_on_this_rank):
+    for codebook in ranks(world_size, fit_on_this_rank):
         torch.testing.assert_close(codebook, alone, rtol=1e-6, atol=1e-7)
 
 

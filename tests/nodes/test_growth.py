@@ -16,7 +16,7 @@ import pytest
 from tests.nodes.cluster import ENV
 from tests.runs import TINY, checkpoints, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.cluster
 
 # Ray's provider of fake nodes looks for the head here and nowhere else, and calls it so.
 PORT = 6379

@@ -12,7 +12,7 @@ from tests.data.photos import encode, patch
 from tests.nodes.cluster import ENV, Nodes, four_nodes, no_namespaces
 from tests.runs import TINY, run, state, summary
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.cluster
 
 # Views are made slowly until a run has taken a step: else they would all be there when training begins.
 SLOW = """

@@ -121,6 +121,7 @@ print({"mlflow", "sqlalchemy", "pandas", "torch"} & sys.modules.keys())
 """
 
 
+@pytest.mark.process
 def test_runs_of_a_file_are_shown_without_importing_mlflow(settings) -> None:
     for name in ("one", "two"):
         with open_run(settings, name=name) as run, Tracker(run.target, interval=0.01) as tracker:

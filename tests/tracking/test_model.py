@@ -20,7 +20,6 @@ class Backbone(nn.Module):
         return (self.norm(self.conv(self.preprocessor([x])[0])),)
 
 
-@pytest.mark.slow  # `import mlflow.pytorch` alone takes seconds
 @pytest.mark.parametrize("backbone", [Backbone(), nn.Sequential(nn.Flatten(), nn.Linear(192, 5))])
 def test_round_trip(settings, backbone):
     example = torch.rand(2, 3, 8, 8)

@@ -101,7 +101,7 @@ def test_unknown_run_and_deleted_experiment(settings):
         open_run(settings, name="r")
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_what_is_said_of_a_deletion_undoes_it(settings, tmp_path):
     run = open_run(settings, name="r")
     client = connect(settings.uri)
@@ -269,6 +269,7 @@ def test_dataset_is_an_input(settings):
     run.finish()
 
 
+@pytest.mark.process
 def test_default_tags(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tags = default_tags()
@@ -288,7 +289,7 @@ def test_default_tags(tmp_path, monkeypatch):
     assert default_tags()["git.dirty"] == "true"
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_fresh_store_is_quiet_and_in_place(tmp_path):
     code = (
         "import os, pathlib\n"

@@ -4,13 +4,9 @@ import json
 import os
 from pathlib import Path
 
-import pytest
-
 from ssl_ray.tracking.client import connect
-from tests.runs import TINY, checkpoints, run, start, summary, wait_for
+from tests.runs import TINY, checkpoints, drive, start, summary, wait_for
 from tests.tracking.conftest import Server
-
-pytestmark = pytest.mark.slow
 
 STEPS = 3 * (1297 // 32)
 
@@ -27,7 +23,7 @@ def test_the_server_is_killed_in_mid_run(server: Server, tmp_path: Path, two_cpu
         assert process.wait(timeout=300) == 0, (tmp_path / "err.txt").read_text()
         assert json.loads((tmp_path / "out.txt").read_text())["steps"] == 40
         # Away for all of what follows: known to MLflow already, the run goes on without.
-        without = run(tmp_path, "pretrain", "--resume=r", "--json", f"--steps={STEPS}", there, env=env)
+        without = drive(tmp_path, "pretrain", "--resume=r", "--json", f"--steps={STEPS}", there, env=env)
     finally:
         server.start()
 
@@ -48,7 +44,7 @@ def test_the_server_is_killed_in_mid_run(server: Server, tmp_path: Path, two_cpu
         f"{what}-undelivered.jsonl" for what in ("metrics", "artifacts", "ending")
     }
 
-    again = run(tmp_path, "pretrain", "--resume=r", "--json", env=env)
+    again = drive(tmp_path, "pretrain", "--resume=r", "--json", env=env)
     assert summary(again) == said
     assert list(folder.glob("*-undelivered.jsonl")) == []
     client = connect(server.uri)

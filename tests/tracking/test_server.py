@@ -4,14 +4,10 @@ import signal
 import time
 from pathlib import Path
 
-import pytest
-
 from ssl_ray.tracking import Tracker, deliver, open_run, tracking_settings, ui_command
 from ssl_ray.tracking.client import connect
 from ssl_ray.tracking.records import METRICS_FILE
 from tests.tracking.conftest import Server, history
-
-pytestmark = pytest.mark.slow
 
 
 def train(tracker: Tracker, steps: range) -> float:

@@ -73,6 +73,7 @@ def test_ui_command():
     assert ui_command(server) == "http://***@host:5000/#/experiments/1/runs/abc"
 
 
+@pytest.mark.process
 def test_import_is_light():
     code = (
         "import sys, ssl_ray.tracking; "

@@ -16,10 +16,9 @@ from ssl_ray.models import Classifier, ClsHead, LabelSmoothLoss, ResNet
 from ssl_ray.models.sync_batch_norm import synchronize_batch_norm
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking.client import connect
-from tests.distributed.ranks import run_on_ranks
-from tests.runs import TINY, checkpoints, run, start, state, summary, wait_for
+from tests.ranks import Ranks
+from tests.runs import TINY, checkpoints, drive, start, state, summary, wait_for
 
-pytestmark = pytest.mark.slow
 # 64 steps: at the recipe's own rate, meant for some hundreds, they would hardly leave chance.
 FEW = [
     *("finetune", "--labels=20%", "--set=training.epochs=8", "--set=optimization.base_lr=0.05"),
@@ -32,7 +31,7 @@ def here(tmp_path_factory: pytest.TempPathFactory, two_cpus: str) -> Path:
     """A folder with a pretrained run `night`."""
     folder = tmp_path_factory.mktemp("here")
     summary(
-        run(
+        drive(
             folder, "pretrain", "moco", *TINY, "--epochs=2", "--name=night", "--json", f"--address={two_cpus}"
         )
     )
@@ -42,7 +41,7 @@ def here(tmp_path_factory: pytest.TempPathFactory, two_cpus: str) -> Path:
 @pytest.fixture(scope="module")
 def tuned(here: Path, two_cpus: str) -> dict[str, Any]:
     """What `--json` says of its fine-tuning."""
-    return summary(run(here, "evaluate", "night", *FEW, f"--address={two_cpus}"))
+    return summary(drive(here, "evaluate", "night", *FEW, f"--address={two_cpus}"))
 
 
 def test_it_learns_and_says_where_it_is(here: Path, tuned: dict[str, Any]) -> None:
@@ -86,12 +85,12 @@ def test_mlflow_has_it_below_the_run(here: Path, tuned: dict[str, Any]) -> None:
 def test_a_finished_one_is_not_repeated_and_is_not_resumed_as_a_pretraining(
     here: Path, tuned: dict[str, Any]
 ) -> None:
-    again = run(here, "evaluate", "night", *FEW[:-1])
+    again = drive(here, "evaluate", "night", *FEW[:-1])
     assert again.returncode == 0, again.stderr
     assert "nothing left to do" in again.stdout
     assert f"{100 * tuned['results'][0]['scores']['top1']:.2f}" in again.stdout
     name = Path(tuned["results"][0]["details"]["run"]).name
-    refused = run(here, "pretrain", f"--resume={name}")
+    refused = drive(here, "pretrain", f"--resume={name}")
     assert refused.returncode == 2
     assert (
         "is no pretraining; continue it with the command that began it: ssl-ray evaluate night"
@@ -99,6 +98,7 @@ def test_a_finished_one_is_not_repeated_and_is_not_resumed_as_a_pretraining(
     )
 
 
+@pytest.mark.process
 def test_killed_and_the_same_command_again_equals_never_interrupted(
     here: Path, tuned: dict[str, Any], two_cpus: str
 ) -> None:
@@ -109,7 +109,7 @@ def test_killed_and_the_same_command_again_equals_never_interrupted(
     wait_for(lambda: len(checkpoints(folder)) >= 2, "second checkpoint", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    resumed = summary(run(here, *arguments))
+    resumed = summary(drive(here, *arguments))
     assert resumed["results"][0]["scores"] == tuned["results"][0]["scores"]
     theirs = Path(tuned["results"][0]["details"]["run"])
     ours, undisturbed = (state(f / checkpoints(f)[-1]) for f in (folder, theirs))
@@ -144,9 +144,9 @@ def _train() -> dict[str, torch.Tensor]:
     return seen | {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
 
 
-def test_two_workers_do_what_one_does() -> None:
+def test_two_workers_do_what_one_does(ranks: Ranks) -> None:
     alone = _train()
-    for found in run_on_ranks(2, _train):
+    for found in ranks(2, _train):
         assert found.keys() == alone.keys()
         for name, value in alone.items():
             torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=name)

@@ -34,12 +34,11 @@ def features(algorithm: nn.Module, source: Source) -> Tensor:
     return torch.cat([algorithm.embed([view]) for view, _ in batches])  # type: ignore[operator]
 
 
-@pytest.mark.slow
 def test_evaluate_a_run(night: tuple[Path, nn.Module], two_cpus: str) -> None:
     cwd, algorithm = night
     options = ["--k=5", "--k=20", "--k=5000", "--temperature=0.07", "--shots=2", "--draws=2"]
     command = ["evaluate", "night", "knn", "linear", "lowshot", "svm", *options, "--json"]
-    done = runs.run(cwd, *command, f"--address={two_cpus}")
+    done = runs.drive(cwd, *command, f"--address={two_cpus}")
     told = runs.summary(done)
     assert done.stderr == "warning: kNN without k = 5000: the bank has 1297 images\n"
 
@@ -76,7 +75,7 @@ def test_evaluate_a_run(night: tuple[Path, nn.Module], two_cpus: str) -> None:
     assert len(client.search_runs([entry.info.experiment_id])) == 1
 
     # Again: without a cluster, for the features are there.
-    again = runs.run(cwd, *command, env={"RAY_ADDRESS": "127.0.0.1:1"})
+    again = runs.drive(cwd, *command, env={"RAY_ADDRESS": "127.0.0.1:1"})
     told_again = runs.summary(again)
     assert told_again["cached"] == {"train": True, "val": True}
     assert told_again["results"] == told["results"]
@@ -97,7 +96,7 @@ def command(night: tuple[Path, nn.Module], two_cpus: str) -> list[str]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_embed_goes_on_after_a_kill(night: tuple[Path, nn.Module], command: list[str]) -> None:
     cwd, algorithm = night
     out = cwd / "features"
@@ -108,7 +107,7 @@ def test_embed_goes_on_after_a_kill(night: tuple[Path, nn.Module], command: list
     early = {path.name: path.stat().st_mtime_ns for path in out.glob("[!_]*.parquet")}
     assert json.loads((out / "_metadata.json").read_text())["complete"] is False
 
-    told = runs.summary(runs.run(cwd, *command))
+    told = runs.summary(runs.drive(cwd, *command))
     assert told["done_before"] >= 32 * 3
     assert {name: (out / name).stat().st_mtime_ns for name in early} == early
     assert told["rows"] == {"train": 1297, "val": 500}
@@ -127,5 +126,5 @@ def test_embed_goes_on_after_a_kill(night: tuple[Path, nn.Module], command: list
         torch.testing.assert_close(found, features(algorithm, source), rtol=1e-4, atol=1e-5)
     assert len(pq.read_table(out)) == 1797  # the folder as a whole
 
-    nothing = runs.run(cwd, *[c for c in command if "address" not in c], env={"RAY_ADDRESS": "127.0.0.1:1"})
+    nothing = runs.drive(cwd, *[c for c in command if "address" not in c], env={"RAY_ADDRESS": "127.0.0.1:1"})
     assert runs.summary(nothing)["done_before"] == 1797

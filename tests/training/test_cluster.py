@@ -10,6 +10,7 @@ import ray
 from ssl_ray.errors import UserError
 from ssl_ray.training import cluster
 from ssl_ray.training.cluster import Resources, fit, fit_workers
+from tests.conftest import ClusterProcess
 from tests.runs import environment
 
 HEAD: dict[str, float] = {"memory": 1e9}
@@ -72,14 +73,12 @@ def test_what_nodes_cannot_serve(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "cpus"), [(1, 3.0), (2, 1.0), (3, 1.0), (4, 0.75), (6, 0.5), (12, 0.25)])
 def test_workers_leave_a_cpu_for_the_data(ray_cluster: None, workers: int, cpus: float) -> None:
     assert fit_workers(workers, None, None) == Resources(cpus, 0.0)
     assert workers * cpus <= 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workers", "cpus", "gpus", "message"),
     [
@@ -96,21 +95,21 @@ def test_what_cannot_be_served_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_token_goes_where_it_is_wanted(
-    ray_cluster: None, two_cpus: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    two_cpus: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A cluster that this process started wants Ray's token; one that asks for none would be lost with it."""
-    with_token = ray.get_runtime_context().gcs_address
+    """To a cluster that wants one; one that asks for none would be lost with it."""
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-    assert not cluster._wants_token(two_cpus)
-    assert cluster._wants_token(with_token)
-    monkeypatch.delenv("RAY_AUTH_TOKEN")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert not cluster._wants_token(two_cpus)
-    with pytest.raises(UserError, match="wants a token; put its token into"):
-        cluster._wants_token(with_token)
+    with ClusterProcess(1, RAY_AUTH_MODE="token") as with_token:
+        assert not cluster._wants_token(two_cpus)
+        assert cluster._wants_token(with_token.address)
+        monkeypatch.delenv("RAY_AUTH_TOKEN")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert not cluster._wants_token(two_cpus)
+        with pytest.raises(UserError, match="wants a token; put its token into"):
+            cluster._wants_token(with_token.address)
 
 
 # Ray's cleaner of what a killed trial's workers held finds its cluster by this, else takes the latest of the machine.
@@ -131,7 +130,7 @@ print(ray.get(asks.remote()), ray.get_runtime_context().gcs_address)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("started", [False, True])
 def test_tasks_know_their_cluster(two_cpus: str, tmp_path: Path, started: bool) -> None:
     """While another one runs on this machine."""
@@ -144,6 +143,7 @@ def test_tasks_know_their_cluster(two_cpus: str, tmp_path: Path, started: bool) 
     assert (own == two_cpus) is not started
 
 
+@pytest.mark.process
 def test_the_first_token_of_a_machine_is_made_once(tmp_path: Path) -> None:
     """Two first runs at a time: each would make one, and its cluster refuse what read the other's."""
     code = "from ssl_ray.training.token import make_token; input(); make_token()"
@@ -167,7 +167,6 @@ def test_the_first_token_of_a_machine_is_made_once(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / ".ray").iterdir()] == ["auth_token"]
 
 
-@pytest.mark.slow
 def test_an_autoscaler_that_reports_its_limits_is_believed(ray_cluster: None) -> None:
     """Written to Ray's head as an autoscaler does, and read back by Ray. The nodes of the test have 4 CPUs."""
     from ray._private.state import state

@@ -86,8 +86,7 @@ def trains(cluster: Nodes, name: str) -> bool:
     return any("RayTrainWorker" in what for _, what in cluster.workers(name))
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.cluster
 def test_two_workers_then_one_then_two_lose_nothing(tmp_path: Path) -> None:
     hold = tmp_path / "hold"
     (tmp_path / "slow.py").write_text(SLOW.format(path=str(hold)))

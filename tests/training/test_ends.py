@@ -107,6 +107,7 @@ print(len(left), time.monotonic() - began < 5)
 @pytest.mark.skipif(
     sys.platform != "linux", reason="elsewhere a process whose parent is gone belongs to nobody"
 )
+@pytest.mark.process
 def test_processes_of_a_cluster_are_ended_also_orphans_that_are_stopped() -> None:
     done = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["0", "True"], done.stderr

@@ -54,7 +54,7 @@ print(growth.grow([{"CPU": 1000}], lambda: print("grows")))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_an_autoscaler_that_stopped_while_a_node_was_coming_is_not_waited_for(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", STOPPED], env=environment(tmp_path), capture_output=True, text=True, timeout=60

@@ -14,7 +14,7 @@ from ssl_ray.training import local_cluster
 from ssl_ray.training.local_cluster import LocalCluster, own_modules, with_own
 from tests.runs import environment
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = [pytest.mark.process, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 CONNECTED = """
 import sys, time
@@ -34,7 +34,6 @@ time.sleep(1000)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_it_ends_with_its_command(number: signal.Signals, tmp_path: Path) -> None:
     """Also with one that is killed, and cannot say so; a task is at work."""

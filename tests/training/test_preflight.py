@@ -26,7 +26,6 @@ def recipe(name: str, scale: str) -> Recipe:
     return resolve(experiments.load_recipe(name, scale.lower()).recipe, INFO[scale]).recipe
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scale", INFO)
 @pytest.mark.parametrize("name", experiments.names())
 def test_every_recipe_can_be_built_and_run_without_memory(name: str, scale: str) -> None:

@@ -40,6 +40,7 @@ def seen(place: Place, tmp_path: Path, mount: str = "true") -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.process
 @elsewhere
 def test_a_folder_seen_from_elsewhere(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
@@ -58,6 +59,7 @@ def test_a_folder_seen_from_elsewhere(tmp_path: Path) -> None:
     assert not reply(folder, "there").exists()
 
 
+@pytest.mark.process
 @elsewhere
 def test_images_seen_from_elsewhere(tmp_path: Path, photos: Path) -> None:
     part = Subset(open_dataset(str(photos)).train, 1, 4, shuffled=True)
@@ -103,7 +105,6 @@ def test_all_that_is_wrong_is_said_in_one_line() -> None:
     judge(places, {"1": [None, None, None]}, nodes)
 
 
-@pytest.mark.slow
 def test_one_node_has_nothing_to_ask(ray_cluster: None, tmp_path: Path, photos: Path) -> None:
     require(pytest.fail, images=[open_dataset(str(photos)).train], storage=str(tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()

@@ -47,7 +47,6 @@ def teaches(name: str) -> bool:
     return any(p.grad is not None and p.grad.abs().max() > 0 for p in algorithm.backbone.parameters())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", experiments.names())
 def test_one_image_is_refused_where_it_teaches_nothing(name: str) -> None:
     one = recipe(name, 1, **({"split_bn": 1} if name in ("moco", "densecl") else {}))

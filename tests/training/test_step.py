@@ -150,7 +150,6 @@ def test_channels_last_changes_the_layout_and_not_the_numbers() -> None:
     assert_same_weights(last, plain, rtol=1e-6, atol=1e-10)
 
 
-@pytest.mark.slow
 def test_a_compiled_step_is_the_same_step(compiler: Any) -> None:
     compiled, plain = Run(dtype=torch.float32), Run(dtype=torch.float32)
     compiled.algorithm.compile(backend=compiler)

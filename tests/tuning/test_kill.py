@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from ssl_ray.tracking.client import connect
-from tests.runs import TINY, run, start, summary, wait_for
+from tests.runs import TINY, drive, start, summary, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 
 def test_a_killed_search_keeps_what_it_has(tmp_path: Path, two_cpus: str) -> None:
@@ -39,7 +39,7 @@ def test_a_killed_search_keeps_what_it_has(tmp_path: Path, two_cpus: str) -> Non
     before = {name: record for name, record in records().items() if "summary" in record}
     assert 1 <= len(before) < 3
 
-    resumed = summary(run(tmp_path, "tune", "--resume=killed", "--json", there, timeout=600))
+    resumed = summary(drive(tmp_path, "tune", "--resume=killed", "--json", there))
     assert [t["status"] for t in resumed["trials"]] == ["finished"] * 3
     after = records()
     assert len(after) == 3

@@ -13,7 +13,7 @@ from ray import tune
 from ssl_ray.tuning.objective import METRIC, TIME
 from ssl_ray.tuning.population import Population
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 SLOTS, TRIALS, LAST = 2, 5, 3
 
 

@@ -3,20 +3,15 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from ssl_ray.tracking.client import connect
-from tests.runs import TINY, run, summary
+from tests.runs import TINY, drive, summary
 
-pytestmark = pytest.mark.slow
 RATES = "--search=optimization.base_lr=loguniform(1e-6, 0.1)"
 
 
 def test_pbt_hands_the_better_trials_weights_on(tmp_path: Path, two_cpus: str) -> None:
     options = ["--scheduler=pbt", "--trials=2", "--max-epochs=2", "--seed=1", "--name=pbt", "--json"]
-    told = summary(
-        run(tmp_path, "tune", "moco", *TINY, RATES, *options, f"--address={two_cpus}", timeout=600)
-    )
+    told = summary(drive(tmp_path, "tune", "moco", *TINY, RATES, *options, f"--address={two_cpus}"))
     assert [t["status"] for t in told["trials"]] == ["finished"] * 2
     made = {
         file.parent.name: json.loads(file.read_text())
@@ -41,9 +36,7 @@ def test_pbt_hands_the_better_trials_weights_on(tmp_path: Path, two_cpus: str) -
 
 def test_optuna_searches_to_the_end(tmp_path: Path, two_cpus: str) -> None:
     options = ["--scheduler=optuna", "--trials=2", "--max-epochs=1", "--seed=1", "--name=optuna", "--json"]
-    told = summary(
-        run(tmp_path, "tune", "moco", *TINY, RATES, *options, f"--address={two_cpus}", timeout=400)
-    )
+    told = summary(drive(tmp_path, "tune", "moco", *TINY, RATES, *options, f"--address={two_cpus}"))
     assert [t["status"] for t in told["trials"]] == ["finished"] * 2
     first, second = (t["values"]["optimization.base_lr"] for t in told["trials"])
     assert first != second
