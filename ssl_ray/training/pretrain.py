@@ -124,7 +124,6 @@ def carry_out(
         # One after the other, though each takes seconds: Ray's start writes environment variables, torch reads them,
         # and glibc before 2.41 crashes where two threads do so at once.
         preflight(recipe, sizes, from_checkpoint=folder.latest_checkpoint() is not None)
-        prepare(settings)  # MLflow's first use of a store takes seconds: while Ray starts
         with cluster.joined(request.address, verbose=request.verbose, python_path=record["python_path"]):
             resources = fit_group(sizes, request.cpus_per_worker, request.gpus_per_worker, console.print)
             if len(sizes) > 1:
@@ -218,7 +217,7 @@ def train_in(
     from ssl_ray.training.run import run, start_stream
 
     started = time.monotonic() if started is None else started
-    preparing = prepare(settings)  # of a trial: while the stream starts
+    preparing = prepare(settings)  # MLflow's first use of a store takes seconds: while the stream starts
     stream = start_stream(recipe, dataset, folder, first_size(workers.sizes(recipe), resources), init_from)
     preparing.join()
     info = dataset.train.info
