@@ -21,6 +21,8 @@ import pytest
 import torch
 from torch import Tensor
 
+# An address at which no cluster answers: a command that is told of it starts none of its own.
+NOBODY = "127.0.0.1:9"
 # The smallest MoCo that is still MoCo: seconds on one core.
 TINY = [
     "--data=digits",

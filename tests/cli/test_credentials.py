@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ssl_ray.cli import main
+from tests.runs import NOBODY
 
 KEY, SECRET = "AKIAIOSFODNN7", "wJalrXUtn/K7MDENG"
 URI = f"s3://{KEY}:{SECRET}@bucket/run"
@@ -36,6 +37,7 @@ def test_credentials_in_a_uri_are_refused(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", NOBODY)
     monkeypatch.setattr(sys, "argv", ["ssl-ray", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()

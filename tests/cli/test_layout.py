@@ -8,6 +8,7 @@ import pytest
 
 from ssl_ray.cli import main
 from tests.data.test_layout import split, write
+from tests.runs import NOBODY
 
 LINE = (
     "photos: 12 images to train on (train), 6 images held out (valid), not used: test (6 images); "
@@ -76,6 +77,7 @@ def test_what_cannot_be_told_is_refused_before_anything_starts(
 ) -> None:
     (photos / "valid").rename(photos / "more")
     (photos / "test").rename(photos / "rest")
+    monkeypatch.setenv("RAY_ADDRESS", NOBODY)
     assert typed(monkeypatch, *verb, "photos") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("ssl-ray: data: ")

@@ -20,7 +20,7 @@ from ssl_ray.data.source import open_dataset
 from ssl_ray.experiments import load_recipe
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking.client import connect, import_mlflow
-from tests.runs import drive, environment, run, state, summary
+from tests.runs import NOBODY, drive, environment, run, state, summary
 from tests.training import local
 
 pytestmark = pytest.mark.process
@@ -264,7 +264,7 @@ def refused(
 
     def line(*arguments: str) -> str:
         monkeypatch.chdir(moco.folder)
-        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+        monkeypatch.setenv("RAY_ADDRESS", NOBODY)
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
         monkeypatch.setattr(sys, "argv", ["ssl-ray", "pretrain", *arguments])
         with pytest.raises(SystemExit) as end:

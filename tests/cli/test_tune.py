@@ -10,7 +10,7 @@ import cv2
 import pytest
 
 from ssl_ray.tracking.client import connect
-from tests.runs import TINY, drive, environment, summary
+from tests.runs import NOBODY, TINY, drive, environment, summary
 
 # Two workers for a trial and two CPUs in all: trials that did not wait for each other would stand still.
 SEARCH = [
@@ -153,7 +153,7 @@ def test_a_search_is_shown_for_a_cluster_that_is_elsewhere(tmp_path: Path) -> No
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
-    done = drive(tmp_path, "tune", *arguments, store=False)
+    done = drive(tmp_path, "tune", *arguments, store=False, env={"RAY_ADDRESS": NOBODY})
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stderr.count("\n") == 1

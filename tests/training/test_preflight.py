@@ -28,7 +28,8 @@ def recipe(name: str, scale: str) -> Recipe:
 
 @pytest.mark.parametrize("scale", INFO)
 @pytest.mark.parametrize("name", experiments.names())
-def test_every_recipe_can_be_built_and_run_without_memory(name: str, scale: str) -> None:
+def test_every_recipe_can_be_built_and_run(name: str, scale: str) -> None:
+    """Large ones without memory, small ones as they are, which is quicker."""
     seen: set[type] = set()
 
     def look(module: torch.nn.Module, inputs: tuple[object, ...]) -> None:
@@ -39,7 +40,7 @@ def test_every_recipe_can_be_built_and_run_without_memory(name: str, scale: str)
         preflight(recipe(name, scale))
     finally:
         handle.remove()
-    assert seen == {FakeTensor}
+    assert seen == {FakeTensor if scale == "PAPER" else torch.Tensor}
 
 
 @pytest.mark.parametrize(
