@@ -30,8 +30,8 @@ UNIT_BUDGET_S = 5.0
 
 
 def unit_budget() -> float:
-    """More where processes outnumber cores: they share caches and the halves of cores, too."""
-    return UNIT_BUDGET_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    """Half as much again, for slower processors; more where processes outnumber cores, whose halves they share, too."""
+    return UNIT_BUDGET_S * max(1.5, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def cost(item: pytest.Item) -> str:
