@@ -15,6 +15,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -122,8 +123,6 @@ class LocalCluster:
         """Nobody here is connected to it any more: it ends while other things are done."""
         self._stdin.close()
         os.environ.pop(MARK, None)
-        if not self._address:
-            self._process.kill()  # it does not look at its input before all is started
 
     def end(self) -> None:
         """Ends it to its last process."""
@@ -190,13 +189,14 @@ def with_own(python_path: Sequence[str]) -> str:
 
 def main() -> None:
     """The process that holds the cluster: starts it, says where it is and what ends, and ends all with its input."""
-    import psutil  # Ray brings it
     import ray._private.utils
     from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
     adopt_orphans()
+    begun, over = threading.Event(), threading.Event()
+    threading.Thread(target=_watch_input, args=(begun, over), daemon=True).start()
     # Then this node's agent leaves out what serves the dashboard.
     ray._private.utils.get_dashboard_dependency_error = lambda: ImportError("there is no dashboard")
 
@@ -220,13 +220,26 @@ def main() -> None:
     processes = {kind: info[0].process for kind, info in node.all_processes.items()}
     pids = {kind: process.pid for kind, process in processes.items()}
     print(json.dumps({"address": node.gcs_address, "pids": pids}), flush=True)
-    while not select.select([sys.stdin], [], [], POLL_S)[0]:
+    begun.set()
+    while not over.wait(POLL_S):
         for kind in [kind for kind, process in processes.items() if process.poll() is not None]:
             del processes[kind]
             print(json.dumps({"gone": kind}), flush=True)
+    import psutil  # which Ray brings
+
     started = psutil.Process().children(recursive=True)
     node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
     end_processes(started)
+
+
+def _watch_input(begun: threading.Event, over: threading.Event) -> None:
+    """Thread: says when the command needs the cluster no more; before it has begun, what there is ends at once."""
+    while os.read(0, 1):
+        pass
+    over.set()
+    if not begun.is_set():
+        end_processes([], patience=0.0)
+        os._exit(0)
 
 
 def adopt_orphans() -> None:
