@@ -21,7 +21,7 @@ $(VENV)/.installed-bench: $(INSTALLED)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,bench]'
 	@touch $@
 
-demo: $(INSTALLED)  ## pretrain MoCo on 7,000 real images and judge it, no download (4 to 7 minutes on 2 cores)
+demo: $(INSTALLED)  ## pretrain MoCo on 7,000 real images and judge it, no download (2 to 7 minutes on 2 cores)
 	@$(BIN)/ssl-ray pretrain moco
 
 test: $(INSTALLED)  ## the tests, real Ray and real MLflow included, without clusters of several nodes
@@ -30,7 +30,7 @@ test: $(INSTALLED)  ## the tests, real Ray and real MLflow included, without clu
 test-fast: $(INSTALLED)  ## unit tests alone: neither Ray nor a server nor another process
 	@$(PYTEST) -m "unit and not recipes and not gpu"
 
-test-recipes: $(INSTALLED)  ## every SMALL recipe through the real command, two steps each
+test-recipes: $(INSTALLED)  ## recipes of each kind through the real command, README's own, and every loss compiled
 	@$(PYTEST) -m recipes
 
 test-all: $(INSTALLED)  ## all tests: those above, and faults and jobs on clusters of several nodes (hours)

@@ -22,10 +22,7 @@ def main() -> None:
 
     try:
         with sigterm_as_ctrl_c():
-            try:
-                app()
-            finally:
-                local_cluster.end()  # of a command that began one and ended before it joined it
+            app()
     except (UserError, StoreError, Interrupted) as error:
         if not error.said:
             _say(error)
@@ -47,6 +44,8 @@ def main() -> None:
             )
         )
         sys.exit(1)
+    finally:
+        local_cluster.end()  # of a command that began one and ended before it joined it, after the reason
 
 
 def _say(error: Exception) -> None:

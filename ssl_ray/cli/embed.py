@@ -58,7 +58,7 @@ def embed(
     Columns: index, path, label where there is one, feature. Parts appear when they are whole. Images are resized and
     cropped, not augmented; those that cannot be decoded are left out, and named in _metadata.json.
     """
-    with while_ray_starts(address, None, verbose):
+    with while_ray_starts(address, verbose):
         from ssl_ray.trained.case import Means
         from ssl_ray.trained.embed import Request, embed
 

@@ -81,19 +81,21 @@ def make_console(as_json: bool, quiet: bool = False, verbose: bool = False) -> "
 
 @contextmanager
 def while_ray_starts(
-    address: str | None, recipe: str | None, verbose: bool, *, wanted: bool = True
+    address: str | None, verbose: bool, *, recipe: str | None = None, wanted: bool = True
 ) -> Iterator[None]:
     """Around what a verb imports: the cluster that the command starts for itself begins to start beside it.
 
-    Not where it is to join another one, or none is `wanted`. recipe: of whose file the folder is that workers import
-    from, too. Raises Interrupted for Ctrl-C.
+    Not where it is to join another one, or none is `wanted`. recipe: one that the user names, whose modules workers
+    import; without one no folder is added to Python's path here, which for a run that exists is that run's affair.
+    Raises Interrupted for Ctrl-C.
     """
     from ssl_ray.errors import Interrupted
     from ssl_ray.training import local_cluster
 
     try:
         if wanted:
-            local_cluster.begin(address, python_path=local_cluster.own_modules(recipe), verbose=verbose)
+            python_path = local_cluster.own_modules(recipe) if recipe is not None else ()
+            local_cluster.begin(address, python_path=python_path, verbose=verbose)
         yield
     except KeyboardInterrupt as error:
         raise Interrupted("interrupted before anything began; the same command starts it") from error

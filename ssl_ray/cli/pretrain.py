@@ -64,7 +64,7 @@ def pretrain(
         raise UserError(
             "pretrain: name what to train, such as `ssl-ray pretrain moco`; `ssl-ray list` shows all"
         )
-    with while_ray_starts(address, recipe, verbose):
+    with while_ray_starts(address, verbose, recipe=recipe):
         from ssl_ray.rules import FILES
         from ssl_ray.training.pretrain import Request, pretrain
         from ssl_ray.workers import Workers

@@ -99,7 +99,7 @@ def tune(
         raise UserError("tune: name what to tune, such as `ssl-ray tune mae`; `ssl-ray list` shows all")
     if cluster is not None and not dry_run:
         raise UserError("cluster: a cluster to plan for goes with --dry-run; to use one, say --address")
-    with while_ray_starts(address, recipe, verbose, wanted=cluster is None):
+    with while_ray_starts(address, verbose, recipe=recipe, wanted=cluster is None):
         from ssl_ray.training.pretrain import Request as Base
         from ssl_ray.tuning.search import Request, tune
         from ssl_ray.workers import Workers

@@ -51,14 +51,19 @@ class Job:
     @property
     def stream(self) -> StreamConfig:
         """What makes its blocks."""
-        return StreamConfig(
-            self.dataset.train,
-            self.recipe.views.build(),
-            self.plan,
-            total_steps=self.stop_step,
-            max_broken=self.recipe.data.max_broken,
-            with_labels=getattr(self.recipe.algorithm.target, "needs_labels", False),
-        )
+        return stream_config(self.recipe, self.dataset, self.plan, self.stop_step)
+
+
+def stream_config(recipe: Recipe, dataset: Dataset, plan: Plan, stop_step: int) -> StreamConfig:
+    """What makes the blocks of a resolved recipe's run, up to `stop_step`."""
+    return StreamConfig(
+        dataset.train,
+        recipe.views.build(),
+        plan,
+        total_steps=stop_step,
+        max_broken=recipe.data.max_broken,
+        with_labels=getattr(recipe.algorithm.target, "needs_labels", False),
+    )
 
 
 def train(job: Job, context: WorkerContext) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import ray
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
 from ssl_ray.console import Console
-from ssl_ray.data.blocks import StreamConfig
 from ssl_ray.data.plan import Plan
 from ssl_ray.data.source import Dataset
 from ssl_ray.data.stream import start_dealer
@@ -27,7 +26,7 @@ from ssl_ray.training.elastic import FittingGroup, FixedGroup
 from ssl_ray.training.events import Fatal
 from ssl_ray.training.failures import Failures, cause
 from ssl_ray.training.folder import RunFolder
-from ssl_ray.training.loop import Job
+from ssl_ray.training.loop import Job, stream_config
 from ssl_ray.training.process_group import ProcessGroup
 from ssl_ray.training.ray_context import train_loop
 from ssl_ray.training.result import RunResult
@@ -67,17 +66,7 @@ def start_stream(
     plan = Plan(dataset.train.info.num_samples, recipe.training.global_batch_size, recipe.training.seed)
     total_steps = plan.total_steps(recipe.training.epochs)
     stop_step = min(total_steps, recipe.training.max_steps or total_steps)
-    dealer = start_dealer(
-        StreamConfig(
-            dataset.train,
-            recipe.views.build(),
-            plan,
-            total_steps=stop_step,
-            max_broken=recipe.data.max_broken,
-            with_labels=getattr(recipe.algorithm.target, "needs_labels", False),
-        ),
-        alone=local_cluster.here(),
-    )
+    dealer = start_dealer(stream_config(recipe, dataset, plan, stop_step), alone=local_cluster.here())
     if folder.latest_checkpoint() is None and init_from is None:
         dealer.start_early.remote(0, workers)  # not waited for: it takes seconds
     return Stream(dealer, plan, total_steps, stop_step)

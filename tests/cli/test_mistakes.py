@@ -1,11 +1,14 @@
 """A mistake costs one line and exit status 2, before anything is started or written."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from ssl_ray import cli
+from ssl_ray.training import local_cluster
+from tests.runs import NOBODY
 
 SMALL_BATCH = "--set=training.global_batch_size=32"
 
@@ -14,7 +17,7 @@ SMALL_BATCH = "--set=training.global_batch_size=32"
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty folder to run in, and a Ray address where nobody answers: who gets as far as that says so."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    monkeypatch.setenv("RAY_ADDRESS", NOBODY)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path
 
@@ -68,6 +71,45 @@ def test_refused(monkeypatch, capsys, elsewhere, arguments, said) -> None:
     (elsewhere / "broken.json").write_text("{")
     (elsewhere / "empty.json").write_text("{}")
     assert said in refused(monkeypatch, capsys, elsewhere, *arguments)
+
+
+def test_the_reason_is_printed_before_a_cluster_that_has_begun_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That takes seconds."""
+    printed: list[str] = []
+    monkeypatch.setattr(local_cluster, "end", lambda: printed.append(capsys.readouterr().err))
+    monkeypatch.setattr(sys, "argv", ["ssl-ray", "pretrain", "mooc"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    (before,) = printed
+    assert before.startswith("ssl-ray: no experiment is called 'mooc'")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folders"),
+    [
+        (["pretrain", "mine/r.py", "--data=no/such"], ["", "mine"]),
+        (["pretrain", "--resume=nothing"], []),
+        (["tune", "mooc"], [""]),
+        (["embed", "nothing", "--out=features"], []),
+    ],
+)
+def test_workers_import_from_folders_of_a_recipe_that_the_user_names(
+    monkeypatch: pytest.MonkeyPatch, elsewhere: Path, arguments: list[str], folders: list[str]
+) -> None:
+    """From no folder of this place for the sake of a run or a checkpoint, which may be a stranger's."""
+    begun: list[list[str]] = []
+
+    def begin(address: str | None, *, python_path: Sequence[str] = (), verbose: bool) -> None:
+        begun.append(list(python_path))
+
+    monkeypatch.setattr(local_cluster, "begin", begin)
+    monkeypatch.setattr(sys, "argv", ["ssl-ray", *arguments])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert begun == [[str(elsewhere / folder) for folder in folders]]
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,7 @@
 import json
 import re
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +12,6 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from ssl_ray import cli
 from ssl_ray.console import TrainStatus
 from ssl_ray.data.source import open_dataset
 from ssl_ray.experiments import load_recipe
@@ -256,38 +253,26 @@ def test_a_finished_run_is_not_run_again(moco: Ran) -> None:
     assert checkpoint.stat().st_mtime_ns == written
 
 
-@pytest.fixture
-def refused(
-    moco: Ran, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
-    """The one line that `ssl-ray pretrain ARGUMENTS` ends with, in this process, where Ray does not answer."""
-
-    def line(*arguments: str) -> str:
-        monkeypatch.chdir(moco.folder)
-        monkeypatch.setenv("RAY_ADDRESS", NOBODY)
-        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        monkeypatch.setattr(sys, "argv", ["ssl-ray", "pretrain", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        assert end.value.code == 2
-        err = capsys.readouterr().err
-        assert err.count("\n") == 1
-        return err
-
-    return line
+def refused(folder: Path, *arguments: str) -> str:
+    """The one line that `ssl-ray pretrain ARGUMENTS` ends with, before Ray is asked for."""
+    done = drive(folder, "pretrain", *arguments, env={"RAY_ADDRESS": NOBODY})
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    return done.stderr
 
 
-def test_a_name_belongs_to_one_recipe(refused: Callable[..., str]) -> None:
-    line = refused("moco", "--data=images", *COMMON, *ALGORITHMS["moco"], "--seed=1", "--name=moco")
+def test_a_name_belongs_to_one_recipe(moco: Ran) -> None:
+    arguments = ["moco", "--data=images", *COMMON, *ALGORITHMS["moco"]]
+    line = refused(moco.folder, *arguments, "--seed=1", "--name=moco")
     assert line.startswith("ssl-ray: name: run 'moco' exists in ")
     assert "with another recipe" in line
 
 
-def test_a_run_belongs_to_its_data(moco: Ran, refused: Callable[..., str]) -> None:
+def test_a_run_belongs_to_its_data(moco: Ran) -> None:
     extra = moco.folder / "images" / "0" / "extra.png"
     extra.write_bytes((moco.folder / "images" / "0" / "000.png").read_bytes())
     try:
-        line = refused("--resume=moco")
+        line = refused(moco.folder, "--resume=moco")
     finally:
         extra.unlink()
     place = moco.folder / "images"

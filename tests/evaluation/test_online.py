@@ -67,8 +67,12 @@ def stripes(n: int, seed: int, side: int = SIZE, sort: bool = False) -> tuple[np
 
 def source(n: int, seed: int, labelled: bool = True, side: int = SIZE, sort: bool = False) -> Memory:
     images, labels = stripes(n, seed, side, sort)
-    encoded = [cv2.imencode(".png", image[:, :, ::-1])[1].tobytes() for image in images]
-    return Memory(encoded, labels if labelled else None, side)
+    return encoded(images, labels if labelled else None, side)
+
+
+def encoded(images: np.ndarray, labels: np.ndarray | None, side: int = SIZE) -> Memory:
+    blobs = [cv2.imencode(".png", image[:, :, ::-1])[1].tobytes() for image in images]
+    return Memory(blobs, labels, side)
 
 
 class Columns(BaseModel):
@@ -174,8 +178,14 @@ def test_an_algorithm_that_remembers_clusters_is_asked_for_them() -> None:
     assert online_evaluation.run(Remembering(), trained=False) == {}, "no image has a cluster yet"
 
 
-def test_raw_pixels() -> None:
+@pytest.mark.parametrize("gray", ["none", "both", "queries"])
+def test_raw_pixels(gray: str) -> None:
+    """Of all three channels, also where one would do."""
     (bank, bank_labels), (queries, labels) = stripes(200, 0), stripes(60, 1)
+    if gray == "both":
+        bank[:] = bank[..., :1]
+    if gray != "none":
+        queries[:] = queries[..., :1]
     expected = knn_accuracy(
         torch.from_numpy(bank).reshape(200, -1) / 255,
         torch.from_numpy(bank_labels),
@@ -184,7 +194,8 @@ def test_raw_pixels() -> None:
         5,
         0.07,
     )
-    assert evaluation().raw_pixel_knn() == pytest.approx(expected)
+    given = evaluation(train=encoded(bank, bank_labels), val=encoded(queries, labels))
+    assert given.raw_pixel_knn() == pytest.approx(expected)
 
 
 def test_images_of_the_size_are_not_touched() -> None:
