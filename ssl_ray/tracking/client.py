@@ -1,16 +1,20 @@
 """The one place that imports MLflow: late, muted, with bounded waits."""
 
+import contextlib
+import fcntl
+import hashlib
 import importlib
 import logging
 import os
+import tempfile
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from ssl_ray.redact import redact
-from ssl_ray.tracking.store import require
+from ssl_ray.tracking.store import database, require
 
 T = TypeVar("T")
 
@@ -70,10 +74,27 @@ def connect(uri: str, *, must_exist: bool = False) -> Any:
     if must_exist:
         require(uri)
     mlflow = import_mlflow()
-    with _first_use:
+    with _first_use, _alone_with(uri):
         client = mlflow.MlflowClient(uri)
     _mute()  # its migrations configure logging anew
     return client
+
+
+@contextlib.contextmanager
+def _alone_with(uri: str) -> Iterator[None]:
+    """Of several processes that find a SQLite file without tables one makes them, and the others wait for it.
+
+    MLflow lets them all begin, and all but one fail.
+    """
+    file = database(uri)
+    with contextlib.ExitStack() as stack:
+        if file is not None:
+            name = f"ssl-ray-mlflow-{hashlib.sha256(bytes(file.resolve())).hexdigest()[:16]}.lock"
+            with contextlib.suppress(OSError):  # a file system without locks, or somebody else's lock
+                lock = os.open(os.path.join(tempfile.gettempdir(), name), os.O_RDONLY | os.O_CREAT, 0o666)
+                stack.callback(os.close, lock)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def reason(error: BaseException) -> str:

@@ -40,7 +40,9 @@ class Population(PopulationBasedTraining):  # type: ignore[misc]
         super().on_trial_add(tune_controller, trial)
         if trial.status == Trial.PENDING:
             trial.set_status(Trial.PAUSED)
-        result = trial.last_result or {}
+        # Of a restored one: the epoch it goes on from, for its last report may be one that no checkpoint followed.
+        kept = trial.latest_checkpoint_result
+        result = kept.metrics if kept is not None else {}
         if METRIC in result:
             self._save_trial_state(self._trial_state[trial], result[TIME], result, trial)
             self.round_ends = max(self.round_ends, result[TIME] // self.interval * self.interval)

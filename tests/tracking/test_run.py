@@ -1,4 +1,5 @@
 import logging
+import multiprocessing
 import os
 import shutil
 import socket
@@ -25,7 +26,7 @@ from ssl_ray.tracking import (
     tracking_settings,
     why_not,
 )
-from ssl_ray.tracking.client import connect
+from ssl_ray.tracking.client import connect, import_mlflow
 from ssl_ray.tracking.records import ARTIFACTS_FILE, ENDING_FILE, METRICS_FILE
 from ssl_ray.training.notices import Notices
 from tests.tracking.conftest import history
@@ -33,6 +34,28 @@ from tests.tracking.conftest import history
 
 def stored(run):
     return connect(run.target.uri).get_run(run.run_id)
+
+
+def first_use(uri, together):
+    """Connects to the store in a process of its own, when the others do."""
+    import_mlflow("mlflow.store.tracking.sqlalchemy_store")
+    together.wait(120)
+    connect(uri)
+
+
+@pytest.mark.process
+def test_a_fresh_store_is_made_once(tmp_path):
+    """Two runs that begin at the same moment, where no run was before."""
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(2)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    both = [context.Process(target=first_use, args=(uri, together)) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join(120)
+    assert [one.exitcode for one in both] == [0, 0]
+    assert connect(uri).search_experiments()
 
 
 def test_params_are_flattened(settings, caplog):

@@ -15,6 +15,7 @@ from ssl_ray.tuning.population import Population
 
 pytestmark = pytest.mark.process
 SLOTS, TRIALS, LAST = 2, 5, 3
+SAVES_S = 0.6
 
 
 class Counting(tune.Trainable):  # type: ignore[misc]
@@ -35,6 +36,8 @@ class Counting(tune.Trainable):  # type: ignore[misc]
         return {TIME: self.epoch, METRIC: self.earned, "done": self.epoch == LAST}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
+        self.note("saves")
+        time.sleep(SAVES_S)
         (Path(checkpoint_dir) / "state.json").write_text(json.dumps([self.epoch, self.earned]))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
@@ -132,13 +135,15 @@ def test_rounds(tmp_path: Path, two_cpus: str) -> None:
 def test_a_killed_search_goes_on_in_its_round(
     tmp_path: Path, two_cpus: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Killed when the second round has a report, and Tune's record of it, that no checkpoint has followed yet."""
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")  # or Tune may forget the last seconds
     first = begin(tmp_path, two_cpus)
     deadline = time.monotonic() + 120
-    while sum(what == "reports" for what, *_ in notes(tmp_path)) < TRIALS + SLOTS:
+    while sum(what == "saves" for what, *_ in notes(tmp_path)) < TRIALS + SLOTS:
         assert first.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    time.sleep(SAVES_S / 3)
     first.kill()
     first.join()
     time.sleep(2)  # its trials end with it
@@ -148,4 +153,4 @@ def test_a_killed_search_goes_on_in_its_round(
     epochs = [epoch for what, _, epoch, _ in notes(tmp_path)[before:] if what == "reports"]
     assert epochs == sorted(epochs), "round by round"
     assert min(epochs) == 2, "whoever waited at the end of the first round has kept it"
-    assert len(epochs) < TRIALS * (LAST - 1)
+    assert len(epochs) <= TRIALS * (LAST - 1)
