@@ -123,23 +123,16 @@ def full(recipe: Recipe, dataset: Dataset, resources: Any, folder: str) -> tuple
     """Step times, seconds, and shares of them spent waiting for data, as the run itself reports them."""
     from ssl_ray.tracking import make_tracker, open_run, tracking_settings
     from ssl_ray.training.folder import RunFolder
-    from ssl_ray.training.run import run, start_stream
+    from ssl_ray.training.run import begin, follow
     from ssl_ray.workers import Workers
 
     name = f"overhead-{time.time_ns()}"
     tracked = open_run(tracking_settings(f"{folder}/{name}", uri=f"sqlite:///{folder}/mlflow.db"), name=name)
     place = RunFolder.at(folder, name)
-    with tracked, make_tracker(None):
-        result = run(
-            recipe,
-            dataset,
-            start_stream(recipe, dataset, place, workers=1),
-            place,
-            workers=Workers.exactly(1),
-            resources=resources,
-            tracking=tracked.target,
-            console=Console("quiet"),
-        )
+    with tracked, make_tracker(tracked.target) as tracker:
+        run = begin(recipe, dataset, place, workers=Workers.exactly(1), resources=resources)
+        with run.ended(None):
+            result = follow(run, place, tracker=tracker, console=Console("quiet"))
     steady = result.history[WARMUP_STEPS // WINDOW :]
     batch = recipe.training.global_batch_size
     return (

@@ -133,7 +133,7 @@ def train(
     from ssl_ray.tracking import make_tracker, open_run, tracking_settings
     from ssl_ray.training.cluster import Resources
     from ssl_ray.training.folder import RunFolder
-    from ssl_ray.training.run import run, start_stream
+    from ssl_ray.training.run import begin, follow
     from ssl_ray.workers import Workers
 
     readings = Readings(on_step)
@@ -141,21 +141,24 @@ def train(
     with tempfile.TemporaryDirectory() as storage:
         place = RunFolder.at(storage, "run")
         settings = tracking_settings(f"{storage}/run", uri=f"sqlite:///{storage}/mlflow.db")
-        with open_run(settings, name="run") as tracked, make_tracker(None):
+        with open_run(settings, name="run") as tracked, make_tracker(tracked.target) as tracker:
             started = time.perf_counter()
-            # Where there is a checkpoint to begin with, the stream waits for rank 0 to say at which step.
-            stream = start_stream(recipe, dataset, place, workers, init_from=None if ahead else "none")
-            result = run(
+            run = begin(
                 recipe,
                 dataset,
-                stream,
                 place,
                 workers=Workers.exactly(workers),
                 resources=Resources(cpus_per_worker, 0.0),
-                tracking=tracked.target,
-                console=_Listening(readings),
-                on_first_step=lambda: first.append(time.perf_counter() - started),
+                ahead=ahead,
             )
+            with run.ended(None):
+                result = follow(
+                    run,
+                    place,
+                    tracker=tracker,
+                    console=_Listening(readings),
+                    on_first_step=lambda: first.append(time.perf_counter() - started),
+                )
     counted = [reading for reading in readings.cpu if reading[0] > skip] or readings.cpu
     (step, cpu, now), (last_step, last_cpu, last) = counted[0], counted[-1]
     images = max(1, last_step - step) * recipe.training.global_batch_size

@@ -63,11 +63,11 @@ class Dealer:
     group: with the step and world size that the run now continues with.
     """
 
-    def __init__(self, config: StreamConfig, *, alone: bool) -> None:
+    def __init__(self, config: StreamConfig, *, cpus_per_worker: float, alone: bool) -> None:
         quiet_ray_data()
         if alone:
             without_helpers()
-        self.config = config
+        self.config, self.cpus_per_worker, self.alone = config, cpus_per_worker, alone
         self.config_ref = ray.put(config)
         self.position: tuple[int, int] | None = None
         self.dealt = False
@@ -78,6 +78,9 @@ class Dealer:
         self.stop_producer = threading.Event()
         self.findings = Findings(config)
         self.news: list[Any] = []
+        self.has_news = asyncio.Event()
+        self.to_be_taken: list[asyncio.Event] = []  # of those who wait for the driver: it has yet to come,
+        self.at_driver: list[asyncio.Event] = []  # or has come and is at it
         self.too_many_broken = False
         self.stopping = False
         self.checkpoint_wanted = False
@@ -93,6 +96,11 @@ class Dealer:
         self.checkpoint_wanted = False  # a group that starts has just read one
         self.queues = [asyncio.Queue(QUEUE_DEPTH) for _ in range(world_size)]
         self.in_use = [deque(maxlen=2) for _ in range(world_size)]
+        if self.alone:  # or the first tasks would take the CPUs of workers that are about to come
+            left = ray.cluster_resources()["CPU"] - world_size * self.cpus_per_worker
+            ray.data.DataContext.get_current().execution_options.resource_limits = (
+                ray.data.ExecutionResources.for_limits(cpu=left)
+            )
         threading.Thread(
             target=self._produce, args=(first_step, world_size, self.queues, self.stop_producer), daemon=True
         ).start()
@@ -114,17 +122,32 @@ class Dealer:
 
     async def report(self, found: list[Broken | PartlyUsed]) -> None:
         """Called by data tasks. Stops the run when more than the allowed share of the data set is broken."""
-        self.news += self.findings.add(found)
+        self._add(*self.findings.add(found))
         if not self.too_many_broken and (reason := self.findings.too_many()):
             self.too_many_broken = True
             self._fail(reason, final=True)
 
     async def tell(self, event: Any) -> None:
         """Something for the driver, from a rank."""
-        self.news.append(event)
+        self._add(event)
 
-    async def take_news(self) -> list[Any]:
-        """What ranks told, each broken sample once (`Broken`), and what of images is left out, since the last call."""
+    async def dealt_with(self, event: Any) -> None:
+        """`tell`, from a rank that waits until the driver has dealt with this and all before it."""
+        self._add(event)
+        self.to_be_taken.append(dealt_with := asyncio.Event())
+        await dealt_with.wait()
+
+    async def take_news(self, wait_s: float = 0.0) -> list[Any]:
+        """What ranks told, each broken sample once (`Broken`), and what of images is left out, since the last call.
+
+        wait_s: how long to wait where there is nothing yet. Who comes again has dealt with what it took before.
+        """
+        for dealt_with in self.at_driver:
+            dealt_with.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.has_news.wait(), wait_s)
+        self.has_news.clear()
+        self.at_driver, self.to_be_taken = self.to_be_taken, []
         news, self.news = self.news, []
         return news
 
@@ -148,6 +171,11 @@ class Dealer:
         """What rank 0 is asked to do: (stop, save a checkpoint). saved: whether it has since the look before."""
         self.checkpoint_wanted = self.checkpoint_wanted and not saved
         return self.stopping, self.checkpoint_wanted
+
+    def _add(self, *events: Any) -> None:
+        if events:
+            self.news += events
+            self.has_news.set()
 
     def _fail(self, message: str, final: bool) -> None:
         """Tells every rank in place of what waits for it, and deals no more."""
@@ -271,7 +299,7 @@ def without_helpers() -> None:
     stats._StatsManager.gen_dataset_id_from_stats_actor = staticmethod(lambda: uuid.uuid4().hex)
 
 
-def start_dealer(config: StreamConfig, *, alone: bool = False) -> Any:
+def start_dealer(config: StreamConfig, *, cpus_per_worker: float, alone: bool = False) -> Any:
     """Starts a dealer on this driver's node; it takes no CPU, and its data tasks take what training leaves.
 
     A dealer that dies is started again, and the restarted worker group tells it where to go on. alone: the cluster has
@@ -281,5 +309,5 @@ def start_dealer(config: StreamConfig, *, alone: bool = False) -> Any:
     return (
         ray.remote(Dealer)
         .options(num_cpus=0, max_concurrency=1000, max_restarts=-1, scheduling_strategy=here)
-        .remote(config, alone=alone)
+        .remote(config, cpus_per_worker=cpus_per_worker, alone=alone)
     )

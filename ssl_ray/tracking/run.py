@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -33,6 +35,7 @@ logger = logging.getLogger("ssl_ray.tracking")
 _KEY_CHARACTERS, _PARAM_CHARACTERS = 250, 6000  # MLflow's limits
 _PARAMS_PER_BATCH = 100
 _OPEN_SECONDS = 60.0
+LESS_URGENT = 10
 
 
 class StoreAway(UserError):
@@ -40,13 +43,16 @@ class StoreAway(UserError):
 
 
 def prepare(settings: TrackingSettings) -> threading.Thread:
-    """Starts to import MLflow and to create a fresh store's tables (5 to 10 s) in a background thread.
+    """Starts to import MLflow and to create a fresh store's tables (3 to 10 s) in a background thread.
 
-    For the driver to call before it starts the stream. An error is left to `open_run`, which meets it again.
+    For the driver to call while processes start that are more urgent. An error is left to `open_run`, which meets it
+    again.
     """
     set_environment()  # here: to write to the environment in a thread is a danger to those who read it
 
     def connect_quietly() -> None:
+        if sys.platform == "linux":  # where threads have priorities of their own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LESS_URGENT)
         try:
             connect(settings.uri, must_exist=settings.must_exist)
         except Exception as error:

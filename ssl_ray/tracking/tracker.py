@@ -61,13 +61,13 @@ class Tracker:
             *("artifacts", where, _sender(target), self._folder / ARTIFACTS_FILE), batch=1, interval=interval
         )
 
-    def log(self, metrics: Mapping[str, SupportsFloat], step: int) -> None:
+    def log(self, metrics: Mapping[str, SupportsFloat], step: int, timestamp: int | None = None) -> None:
         """Records the metrics of a step: Python, NumPy or torch scalars. Takes microseconds and does not block.
 
-        MLflow keeps NaN, and an infinity as the largest float. Raises UserError for a name that MLflow does not take
-        or a value that is not a scalar.
+        timestamp: milliseconds since 1970, now unless given. MLflow keeps NaN, and an infinity as the largest float.
+        Raises UserError for a name that MLflow does not take or a value that is not a scalar.
         """
-        timestamp = time.time_ns() // 1_000_000
+        timestamp = time.time_ns() // 1_000_000 if timestamp is None else timestamp
         for name, value in metrics.items():
             if name not in self._names:
                 _check_name(name)
@@ -157,7 +157,7 @@ class NoTracker:
 
     undelivered = 0
 
-    def log(self, metrics: Mapping[str, SupportsFloat], step: int) -> None:
+    def log(self, metrics: Mapping[str, SupportsFloat], step: int, timestamp: int | None = None) -> None:
         """Nothing."""
 
     def log_artifact(self, path: str | Path, artifact_path: str = "") -> None:

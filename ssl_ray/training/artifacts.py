@@ -26,6 +26,16 @@ def at_start(tracker: AnyTracker, recipe: Recipe, dataset: Dataset) -> None:
     tracker.log_bytes(cv2.imencode(".png", grid[..., ::-1])[1].tobytes(), "preview.png")
 
 
+def import_for_end() -> None:
+    """Imports what `at_end` needs, which takes as long as all that it does."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
+
+    from ssl_ray.tracking.client import import_mlflow
+
+    import_mlflow("mlflow.pytorch")
+
+
 def at_end(tracker: AnyTracker, recipe: Recipe, result: "RunResult") -> None:
     """The loss curve of this session, and the final checkpoint's backbone as a model."""
     if result.history:

@@ -1,7 +1,7 @@
 """What the training loop knows of the world around a worker, and a world of one process."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,6 +15,7 @@ from torch import nn
 from ssl_ray.data.blocks import Findings, StreamConfig, make_block
 from ssl_ray.errors import UserError
 from ssl_ray.filesystems import open_uri
+from ssl_ray.tracking import AnyTracker, NoTracker
 from ssl_ray.training import checkpoint
 from ssl_ray.training.folder import RunFolder
 
@@ -53,6 +54,14 @@ class WorkerContext(Protocol):
 
     def broken_images(self) -> int:
         """How many images of the training set could not be read so far."""
+        ...
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Adds to the run's record, in MLflow; from rank 0. Waits for nothing."""
+        ...
+
+    def flush(self) -> None:
+        """Waits until a kill would lose none of what was logged."""
         ...
 
     def send(self, message: Any, wait_s: float = 0.0) -> None:
@@ -100,16 +109,23 @@ class LocalContext(WorkerContext):
     """One worker in this process, without Ray: for tests, notebooks and debuggers. It makes its blocks itself.
 
     folder: gets the checkpoints, of which the newest `keep` stay, and a list of them; a later run in the same folder
-    goes on from the newest. messages: all that was sent. To be set from outside, before or while the loop runs:
-    stopping, to end at the next poll with a checkpoint; checkpoint_wanted, to save one then.
+    goes on from the newest. tracker: takes the metrics. messages: all that was sent. To be set from outside, before or
+    while the loop runs: stopping, to end at the next poll with a checkpoint; checkpoint_wanted, to save one then.
     """
 
     rank, world_size = 0, 1
 
     def __init__(
-        self, stream: StreamConfig, folder: RunFolder, *, keep: int = 2, device: torch.device | str = "cpu"
+        self,
+        stream: StreamConfig,
+        folder: RunFolder,
+        *,
+        keep: int = 2,
+        device: torch.device | str = "cpu",
+        tracker: AnyTracker | None = None,
     ) -> None:
         self.stream, self.folder, self.keep = stream, folder, keep
+        self.tracker = tracker or NoTracker()
         self.device = torch.device(device)
         self.messages: list[Any] = []
         self.stopping = self.checkpoint_wanted = False
@@ -132,6 +148,14 @@ class LocalContext(WorkerContext):
     def broken_images(self) -> int:
         """As counted here."""
         return len(self._findings.broken)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """To the tracker."""
+        self.tracker.log(metrics, step)
+
+    def flush(self) -> None:
+        """The tracker's own."""
+        self.tracker.flush()
 
     def send(self, message: Any, wait_s: float = 0.0) -> None:
         """Kept in `messages`."""

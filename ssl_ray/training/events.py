@@ -12,6 +12,20 @@ class Begun:
 
 
 @dataclass(frozen=True)
+class Metrics:
+    """For the run's record. timestamp: milliseconds since 1970."""
+
+    values: dict[str, float]
+    step: int
+    timestamp: int
+
+
+@dataclass(frozen=True)
+class Flush:
+    """A rank waits until a kill would lose none of its metrics."""
+
+
+@dataclass(frozen=True)
 class Failed:
     """Workers have ended, and the group is started again from its last checkpoint. cause: a line for each rank."""
 

@@ -20,10 +20,12 @@ from ssl_ray.filesystems import open_uri
 from ssl_ray.job import lasting_folder
 from ssl_ray.recipe import Recipe
 from ssl_ray.tracking import redact
+from ssl_ray.training.stops import held
 
 RUN, RECIPE = "run.json", "recipe.json"
 EVALUATIONS = "evaluations.json"
 ERROR = "error.txt"  # why the run ended early, the last time it did
+MARKER = ".validate_storage_marker"  # by which Ray Train tells whether all nodes see the folder
 CHECKPOINTS = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
 
 
@@ -117,6 +119,30 @@ class RunFolder:
         """Makes the folder itself, and those above it."""
         with self._opened() as (filesystem, path):
             filesystem.create_dir(path, recursive=True)
+
+    @contextmanager
+    def undone_unless_begun(self) -> Iterator[None]:
+        """Around what begins a run. Ray Train makes the folder when it starts: it goes again if no run came of it."""
+        made = [path for path in self.local.parents if not path.exists()] if self.local else []
+        try:
+            yield
+        except BaseException:
+            with held(), suppress(UserError):
+                if not self.exists():
+                    self._discard()
+                    for path in made:
+                        with suppress(OSError):
+                            path.rmdir()
+            raise
+
+    def _discard(self) -> None:
+        """Takes away what Ray Train leaves where it starts, and the folder if there is nothing else in it."""
+        with self._opened() as (filesystem, path):
+            if self.holds(MARKER):
+                filesystem.delete_file(f"{path}/{MARKER}")
+            here = filesystem.get_file_info(path).type == fs.FileType.Directory
+            if here and not filesystem.get_file_info(fs.FileSelector(path)):
+                filesystem.delete_dir(path)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Adds the run's summary to its record: there is nothing left to do."""

@@ -32,6 +32,7 @@ START_S = 120.0
 # Processes of a cluster that has ended go by themselves; what is stopped or hangs does not.
 END_S = 10.0
 POLL_S = 0.5
+REGISTERED_POLL_S = 0.02
 PR_SET_CHILD_SUBREAPER = 36  # <sys/prctl.h>
 # Read by Ray Train in the driver and handed on, or by Ray in all processes. Reports are taken once per poll: 2 s by
 # default, which a short run would feel.
@@ -41,6 +42,12 @@ _ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+# Of its processes alone: nodes neither come nor go, and of actors that wait in an async method Ray would warn.
+_OF_PROCESSES = {
+    MARK: "1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
 }
 # Such a cluster takes calls on 127.0.0.1 only, Ray's default on macOS and Windows, its processes ask for a token, and
 # like one that `ray.init` starts it tells nobody that it is used.
@@ -89,7 +96,7 @@ class LocalCluster:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=os.environ | {MARK: "1"} | ({"PYTHONPATH": python_path} if python_path else {}),
+            env=os.environ | _OF_PROCESSES | ({"PYTHONPATH": python_path} if python_path else {}),
             bufsize=0,  # lines are waited for with `select`, which does not see what lies in a buffer
             start_new_session=True,  # Ctrl-C in a terminal goes to the command, which ends in order
         )
@@ -208,6 +215,11 @@ def main() -> None:
             # For Ray's own helpers, which otherwise search the machine, and give up where it has two clusters.
             os.environ["RAY_ADDRESS"] = self.gcs_address
             super().start_raylet(*args, **kwargs)
+            # Ray itself looks once a second. One that never registers is its affair: it says so.
+            while (
+                not self.get_gcs_client().get_all_node_info() and processes_of(self)["raylet"].poll() is None
+            ):
+                time.sleep(REGISTERED_POLL_S)
 
     ensure_token_if_auth_enabled({}, create_token_if_missing=True)
     node = Head(
@@ -217,7 +229,7 @@ def main() -> None:
         spawn_reaper=True,
         ray_init_cluster=True,
     )
-    processes = {kind: info[0].process for kind, info in node.all_processes.items()}
+    processes = processes_of(node)
     pids = {kind: process.pid for kind, process in processes.items()}
     print(json.dumps({"address": node.gcs_address, "pids": pids}), flush=True)
     begun.set()
@@ -230,6 +242,11 @@ def main() -> None:
     started = psutil.Process().children(recursive=True)
     node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
     end_processes(started)
+
+
+def processes_of(node: Any) -> dict[str, "subprocess.Popen[bytes]"]:
+    """Those that a node has started, by kind."""
+    return {kind: info[0].process for kind, info in node.all_processes.items()}
 
 
 def _watch_input(begun: threading.Event, over: threading.Event) -> None:

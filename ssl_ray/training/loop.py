@@ -15,7 +15,6 @@ from ssl_ray.models.base import BaseModel, Progress
 from ssl_ray.models.sync_batch_norm import synchronize_batch_norm
 from ssl_ray.recipe import Recipe
 from ssl_ray.spec import Spec
-from ssl_ray.tracking import TrackingTarget
 from ssl_ray.training.checkpoint_manager import CheckpointManager
 from ssl_ray.training.context import WorkerContext
 from ssl_ray.training.events import Begun
@@ -36,7 +35,8 @@ class Job:
 
     recipe: resolved. total_steps: what schedules run over; stop_step: where the run ends, the same unless
     max_steps says otherwise. dealer: handle of the stream's actor, None without Ray. init_from: another run's
-    checkpoint (path or URI), to begin with where this run has none of its own.
+    checkpoint (path or URI), to begin with where this run has none of its own. evaluation_threads: of torch while an
+    evaluation runs, None for those of training.
     """
 
     recipe: Recipe
@@ -45,8 +45,8 @@ class Job:
     total_steps: int
     stop_step: int
     dealer: Any
-    tracking: TrackingTarget | None
     init_from: str | None = None
+    evaluation_threads: int | None = None
 
     @property
     def stream(self) -> StreamConfig:
@@ -93,7 +93,6 @@ def train(job: Job, context: WorkerContext) -> dict[str, Any]:
     )
     reporter = Reporter(
         context,
-        job.tracking,
         first_step=step,
         stop_step=job.stop_step,
         images_per_step=job.plan.global_batch_size,
@@ -101,7 +100,14 @@ def train(job: Job, context: WorkerContext) -> dict[str, Any]:
     with batches, reporter, Watchdog(context, training.hang_minutes) as watchdog:
         reporter.send(Begun(step, context.world_size))
         evaluation = PeriodicEvaluation(
-            recipe, job.dataset, job.plan, algorithm, pipeline, reporter, evaluations
+            recipe,
+            job.dataset,
+            job.plan,
+            algorithm,
+            pipeline,
+            reporter,
+            evaluations,
+            threads=job.evaluation_threads,
         )
         lookout = Lookout(context, step, training.checkpoint_minutes)
         monitor = GradientMonitor(reporter.send, training.max_nonfinite_steps)
@@ -143,7 +149,7 @@ def train(job: Job, context: WorkerContext) -> dict[str, Any]:
             if save or at_end or stop or collapsed:
                 with reporter.paused():
                     distributed.average_batch_norm_(algorithm)
-                    reporter.tracker.flush()
+                    reporter.flush()
                     checkpoints.save(step, evaluation.results, last=at_end or stop or collapsed)
                 lookout.has_saved()
 

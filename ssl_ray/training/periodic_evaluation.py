@@ -1,6 +1,8 @@
 """Online evaluation on its cadence: before the first step, after every so many epochs, and at the end."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,11 +23,23 @@ from ssl_ray.training.reporter import Reporter
 SMALL_IMAGE = 64
 
 
+@contextmanager
+def torch_threads(number: int | None) -> Iterator[None]:
+    """In here torch computes with so many threads on the CPU; None changes nothing."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class PeriodicEvaluation:
     """Evaluates an algorithm while it trains. Every rank has one, and runs it with the others.
 
     results: of all evaluations of the run, those from before a restart included; each has its epoch and step.
-    training_set: what `before_epoch` gets.
+    training_set: what `before_epoch` gets. threads: torch's while it runs, None for as many as there are.
     """
 
     def __init__(
@@ -37,7 +51,9 @@ class PeriodicEvaluation:
         views: ViewPipeline,
         reporter: Reporter,
         results: list[dict[str, float]],
+        threads: int | None = None,
     ) -> None:
+        self.threads = threads
         self.settings, self.plan, self.algorithm = recipe.evaluation, plan, algorithm
         self.reporter, self.results = reporter, results
         self.size, device = views.eval_size, reporter.device
@@ -75,7 +91,7 @@ class PeriodicEvaluation:
     def run(self, step: int) -> bool:
         """Returns whether the result is a reason to stop, the same on all ranks."""
         started = time.perf_counter()
-        with self.reporter.paused():
+        with self.reporter.paused(), torch_threads(self.threads):
             distributed.average_batch_norm_(self.algorithm)
             result: dict[str, Any] = self.evaluate.run(self.algorithm, trained=step > 0)
             if step == 0 and self.size <= SMALL_IMAGE and (top1 := self.evaluate.raw_pixel_knn()) is not None:

@@ -4,9 +4,10 @@ import os
 import platform
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +20,9 @@ from ssl_ray.recipe import Recipe, overrides, parse_settings
 from ssl_ray.resolve import resolve
 from ssl_ray.rules import located
 from ssl_ray.tracking import (
+    AnyTracker,
     StoreGone,
+    TrackedRun,
     TrackingSettings,
     deliver,
     make_tracker,
@@ -44,6 +47,10 @@ if TYPE_CHECKING:
 
 
 DEFAULT_DATA = "fashion"
+_MLFLOW_STATUS: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
+    "finished": "FINISHED",
+    "collapsed": "FAILED",
+}
 
 
 @dataclass(frozen=True)
@@ -213,80 +220,73 @@ def train_in(
     as the cluster is not needed any more, before artifacts are logged.
     """
     from ssl_ray.training import cluster
-    from ssl_ray.training.elastic import first_size
-    from ssl_ray.training.run import run, start_stream
+    from ssl_ray.training.run import begin, follow
 
     started = time.monotonic() if started is None else started
-    preparing = prepare(settings)  # MLflow's first use of a store takes seconds: while the stream starts
-    stream = start_stream(recipe, dataset, folder, first_size(workers.sizes(recipe), resources), init_from)
-    preparing.join()
     info = dataset.train.info
-    tracked = open_tracked(
-        settings,
-        recipe,
-        folder,
-        record,
-        console,
-        tags={
-            "world_size": str(workers),
-            "dataset_digest": info.digest,
-            "ray.job_id": cluster.job_id(),
-        }
-        | dict(tags or {}),
-    )
-    record |= {
-        "mlflow_run_id": tracked.run_id,
-        "mlflow_experiment_id": tracked.target.experiment_id,
-        "mlflow": {"uri": redact(settings.uri), "experiment": settings.experiment},
-        "workers": str(workers),
-    }
-    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
-    reason = ""
-    try:
-        folder.begin(recipe, record)
-        # Artifacts alone: metrics are rank 0's, which keeps undelivered ones in a file that only one may write.
-        with make_tracker(tracked.target) as tracker:
-
-            def log_start() -> None:
-                unless_away(
-                    console,
-                    "the data set",
-                    lambda: tracked.log_dataset(info.name, info.digest, record["data"]),
-                )
-                artifacts.at_start(tracker, recipe, dataset)
-
-            result = run(
+    in_search = control is not None
+    with ExitStack() as at_last:
+        at_last.enter_context(folder.undone_unless_begun())
+        under_way = begin(
+            recipe,
+            dataset,
+            folder,
+            workers=workers,
+            resources=resources,
+            verbose=verbose,
+            init_from=init_from,
+            alone=not in_search,
+        )
+        # A search tells of its trials itself.
+        with under_way.ended(None if in_search else console):
+            prepare(settings).join()  # a store's first use takes seconds
+            tracked = open_tracked(
+                settings,
                 recipe,
-                dataset,
-                stream,
                 folder,
-                workers=workers,
-                resources=resources,
-                tracking=tracked.target,
-                console=console,
-                verbose=verbose,
-                control=control,
-                init_from=init_from,
-                while_it_starts=log_start,
-                on_first_step=on_first_step,
+                record,
+                console,
+                tags={
+                    "world_size": str(workers),
+                    "dataset_digest": info.digest,
+                    "ray.job_id": cluster.job_id(),
+                }
+                | dict(tags or {}),
             )
-            once_trained()
-            if result.status == "finished":
-                status = "FINISHED"
-            elif result.status != "collapsed":
-                status = "KILLED"
-            tag_alarms(tracked, result.summary.get("alarms", []), console)
-            artifacts.at_end(tracker, recipe, result)
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        folder.keep_error(error)
-        raise
-    finally:
-        with held():
-            tracked.finish(status, reason=reason)
+            ending = at_last.enter_context(_ending(tracked, folder))
+            record |= {
+                "mlflow_run_id": tracked.run_id,
+                "mlflow_experiment_id": tracked.target.experiment_id,
+                "mlflow": {"uri": redact(settings.uri), "experiment": settings.experiment},
+                "workers": str(workers),
+            }
+            folder.begin(recipe, record)
+            tracker: AnyTracker = make_tracker(tracked.target)
+            at_last.enter_context(tracker)
+            unless_away(
+                console,
+                "the data set",
+                lambda: tracked.log_dataset(info.name, info.digest, record["data"]),
+            )
+            artifacts.at_start(tracker, recipe, dataset)
+
+            def first_step() -> None:
+                on_first_step()
+                # While there is nothing to do but to watch. In a thread: Ctrl-C would leave modules half imported.
+                threading.Thread(target=artifacts.import_for_end, daemon=True).start()
+
+            result = follow(
+                under_way,
+                folder,
+                tracker=tracker,
+                console=console,
+                control=control,
+                on_first_step=first_step,
+            )
+        once_trained()
+        ending.status = _MLFLOW_STATUS.get(result.status, "KILLED")
+        tag_alarms(tracked, result.summary.get("alarms", []), console)
+        artifacts.at_end(tracker, recipe, result)
     summary = {
         "run": folder.name,
         "status": result.status,
@@ -299,6 +299,31 @@ def train_in(
     if result.status == "finished":
         folder.finish(summary)
     return summary
+
+
+@dataclass
+class _Ending:
+    """How an MLflow run ends."""
+
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+
+
+@contextmanager
+def _ending(tracked: TrackedRun, folder: RunFolder) -> Iterator[_Ending]:
+    """Ends the run in MLflow after the body, whatever becomes of that; why it failed is kept in the folder, too."""
+    ending, reason = _Ending(), ""
+    try:
+        yield ending
+    except KeyboardInterrupt:
+        ending.status = "KILLED"
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        folder.keep_error(error)
+        raise
+    finally:
+        with held():
+            tracked.finish(ending.status, reason=reason)
 
 
 def _alternatives(sizes: Sequence[int]) -> str:

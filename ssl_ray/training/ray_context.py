@@ -3,7 +3,7 @@
 import inspect
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from ssl_ray import distributed
 from ssl_ray.data.stream import dealt_blocks
 from ssl_ray.errors import UserError
 from ssl_ray.filesystems import open_uri
+from ssl_ray.garbage import look_at_what_comes
 from ssl_ray.training.context import SavedCheckpoint, WorkerContext
-from ssl_ray.training.events import Fatal
+from ssl_ray.training.events import Fatal, Flush, Metrics
 from ssl_ray.training.loop import Job, train
 
 # Buffers are queues, banks and BN statistics: every rank writes the same rows itself, so none is sent at each forward.
@@ -35,6 +36,7 @@ DDP = {
 
 def train_loop(job: Job) -> dict[str, Any]:
     """What Ray Train calls: `train`, with the user's errors told to the driver rather than retried."""
+    look_at_what_comes()
     try:
         return train(job, RayContext(job.dealer))
     except UserError as error:
@@ -69,6 +71,14 @@ class RayContext(WorkerContext):
         """As the data tasks have reported."""
         count: int = ray.get(self._dealer.count_broken.remote())
         return count
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """The driver does it: one process that imports MLflow is enough."""
+        self.send(Metrics(dict(metrics), step, time.time_ns() // 1_000_000))
+
+    def flush(self) -> None:
+        """Waits until the driver has."""
+        ray.get(self._dealer.dealt_with.remote(Flush()))
 
     def send(self, message: Any, wait_s: float = 0.0) -> None:
         """The dealer keeps it until the driver fetches it. Raises GetTimeoutError after `wait_s`, if that is not 0."""

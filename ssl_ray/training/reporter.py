@@ -1,4 +1,4 @@
-"""What a run says while it trains: metrics to MLflow, status and notes to the driver's console."""
+"""What a run says while it trains: metrics for its record, status and notes for the driver's console."""
 
 import contextlib
 import time
@@ -12,14 +12,13 @@ from ssl_ray import distributed
 from ssl_ray.console import TrainStatus
 from ssl_ray.evaluation.alarm import NOT_FINITE, Collapse
 from ssl_ray.models.base import Progress
-from ssl_ray.tracking import TrackingTarget, make_tracker
 from ssl_ray.training.context import WorkerContext
 from ssl_ray.training.events import LeftOut
 from ssl_ray.training.notices import Notices
 
 
 class Reporter:
-    """Rank 0's voice: metrics to MLflow, status and notes to the driver's console. Silent on other ranks.
+    """Rank 0's voice: metrics for MLflow, status and notes for the driver's console. Silent on other ranks.
 
     images_per_second: of all steps so far, without the time that `paused` took out. A context manager, in which rank 0
     also sends what the package logs as a warning.
@@ -28,7 +27,6 @@ class Reporter:
     def __init__(
         self,
         context: WorkerContext,
-        tracking: TrackingTarget | None,
         *,
         first_step: int,
         stop_step: int,
@@ -36,7 +34,6 @@ class Reporter:
     ) -> None:
         self.context, self.rank, self.device = context, context.rank, context.device
         self.stop_step, self.images_per_step = stop_step, images_per_step
-        self.tracker = make_tracker(tracking if self.rank == 0 else None)
         self.images_per_second = 0.0
         self.first_step = self.logged_step = first_step
         self.seconds = 0.0
@@ -83,7 +80,7 @@ class Reporter:
         }
         if self.device.type == "cuda":
             record["sys/gpu_mem_gb"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        self.tracker.log(record, step=done)
+        self.context.log(record, step=done)
         self.send(
             TrainStatus(
                 step=done,
@@ -107,7 +104,7 @@ class Reporter:
         metrics = {name: value for name, value in result.items() if "/" in name}
         metrics |= {"collapse/alarms": len(alarms), "collapse/not_finite": result.get(NOT_FINITE, 0)}
         metrics["perf/evaluation_time"] = seconds
-        self.tracker.log(metrics, step=int(result["step"]))
+        self.context.log(metrics, step=int(result["step"]))
         self.send(result)
         for alarm in alarms:
             self.send(str(alarm))
@@ -120,7 +117,12 @@ class Reporter:
         if self.rank == 0:
             self.context.send(event)
 
+    def flush(self) -> None:
+        """Waits until a kill would lose none of the metrics; to be called before a checkpoint."""
+        if self.rank == 0:
+            self.context.flush()
+
     def close(self, step: int, broken: int) -> None:
-        """Logs what is known at the end, and delivers what is left. broken: images that could not be read."""
-        self.tracker.log({"data/broken_images": broken}, step=step)
-        self.tracker.close()
+        """Logs what is known at the end. broken: images that could not be read."""
+        if self.rank == 0:
+            self.context.log({"data/broken_images": broken}, step=step)

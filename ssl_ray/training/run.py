@@ -1,9 +1,9 @@
-"""The driver of a run: data set, cluster, MLflow run, stream, trainer, result."""
+"""The driver of a run: stream, trainer, what they have to say, result."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,11 +18,11 @@ from ssl_ray.data.stream import start_dealer
 from ssl_ray.errors import ClusterLost, StoreError, UserError
 from ssl_ray.filesystems import open_uri
 from ssl_ray.recipe import Recipe
-from ssl_ray.tracking import TrackingTarget
+from ssl_ray.tracking import AnyTracker
 from ssl_ray.training import local_cluster
 from ssl_ray.training.cluster import Resources
 from ssl_ray.training.control import Control
-from ssl_ray.training.elastic import FittingGroup, FixedGroup
+from ssl_ray.training.elastic import FittingGroup, FixedGroup, first_size
 from ssl_ray.training.events import Fatal
 from ssl_ray.training.failures import Failures, cause
 from ssl_ray.training.folder import RunFolder
@@ -46,104 +46,111 @@ ANSWER_S, ANSWER_POLL_S = 5.0, 0.01
 
 
 @dataclass(frozen=True)
-class Stream:
-    """A stream that has begun. total_steps: what schedules run over; stop_step: where this run ends."""
+class UnderWay:
+    """A run that has begun on the cluster: its processes start, its stream fills."""
 
-    dealer: Any
-    plan: Plan
-    total_steps: int
-    stop_step: int
+    job: Job
+    training: Training
 
-
-def start_stream(
-    recipe: Recipe, dataset: Dataset, folder: RunFolder, workers: int, init_from: str | None = None
-) -> Stream:
-    """Starts the dealer of a resolved recipe on a connected cluster.
-
-    The pipe fills while MLflow opens and the workers start. A run that continues, its own checkpoint or another's
-    (`init_from`), learns its step from there first.
-    """
-    plan = Plan(dataset.train.info.num_samples, recipe.training.global_batch_size, recipe.training.seed)
-    total_steps = plan.total_steps(recipe.training.epochs)
-    stop_step = min(total_steps, recipe.training.max_steps or total_steps)
-    dealer = start_dealer(stream_config(recipe, dataset, plan, stop_step), alone=local_cluster.here())
-    if folder.latest_checkpoint() is None and init_from is None:
-        dealer.start_early.remote(0, workers)  # not waited for: it takes seconds
-    return Stream(dealer, plan, total_steps, stop_step)
+    @contextmanager
+    def ended(self, console: Console | None) -> Iterator[None]:
+        """After the body, however that ends, nothing of the run is at work. console: told of an error first of all."""
+        try:
+            yield
+        except ClusterLost as error:
+            if console is not None:
+                console.fail(error)
+            raise
+        except BaseException as error:
+            if console is not None and isinstance(error, UserError | StoreError):
+                console.fail(error)  # what comes now takes seconds
+            self.training.end()
+            raise
+        self.training.end()
 
 
-def run(
+def begin(
     recipe: Recipe,
     dataset: Dataset,
-    stream: Stream,
     folder: RunFolder,
     *,
     workers: Workers,
     resources: Resources,
-    tracking: TrackingTarget | None,
-    console: Console,
     verbose: bool = False,
-    control: Control | None = None,
     init_from: str | None = None,
-    while_it_starts: Callable[[], None] = lambda: None,
+    ahead: bool = True,
+    alone: bool = False,
+) -> UnderWay:
+    """Begins a resolved recipe's training on a connected cluster, from the folder's last checkpoint if there is one.
+
+    Without one it begins with `init_from`, another run's checkpoint, or at step 0. Waits for nothing: the workers
+    start, and what they have to say is kept for `follow`. ahead: whether views are made meanwhile. alone: whether
+    nothing else is at work on a cluster of the command's own: then an evaluation, while which no views are made, may
+    have all of its CPUs.
+    """
+    plan = Plan(dataset.train.info.num_samples, recipe.training.global_batch_size, recipe.training.seed)
+    total_steps = plan.total_steps(recipe.training.epochs)
+    stop_step = min(total_steps, recipe.training.max_steps or total_steps)
+    dealer = start_dealer(
+        stream_config(recipe, dataset, plan, stop_step),
+        cpus_per_worker=resources.cpus,
+        alone=local_cluster.here(),
+    )
+    size = first_size(workers.sizes(recipe), resources)
+    threads = None
+    if alone and local_cluster.here() and not resources.gpus:
+        threads = max(1, int(ray.cluster_resources()["CPU"] / size))
+    job = Job(recipe, dataset, plan, total_steps, stop_step, dealer, init_from, threads)
+    training: Training = _trainer(job, folder, workers, resources, verbose).fit()
+    if (
+        ahead and folder.latest_checkpoint() is None and init_from is None
+    ):  # else rank 0 learns from it where to begin
+        dealer.start_early.remote(0, size)
+    return UnderWay(job, training)
+
+
+def follow(
+    under_way: UnderWay,
+    folder: RunFolder,
+    *,
+    tracker: AnyTracker,
+    console: Console,
+    control: Control | None = None,
     on_first_step: Callable[[], None] = lambda: None,
 ) -> RunResult:
-    """Trains a resolved recipe on a connected cluster, from the folder's last checkpoint if there is one.
+    """Shows a run's progress until it has ended. tracker: takes its metrics.
 
-    Without one it begins with `init_from`, another run's checkpoint, or at step 0. Shows progress while it runs. One
-    Ctrl-C ends the run with a checkpoint at its next look, a second one at once. Raises UserError when the run cannot
-    go on for a reason that starting it again would not mend. However it ends, nothing of it is at work afterwards.
+    One Ctrl-C ends the run with a checkpoint at its next look, a second one at once. Raises UserError when the run
+    cannot go on for a reason that starting it again would not mend.
     """
-    job = Job(
-        recipe,
-        dataset,
-        stream.plan,
-        stream.total_steps,
-        stream.stop_step,
-        stream.dealer,
-        tracking,
-        init_from,
-    )
+    job, training = under_way.job, under_way.training
     result = RunResult("finished")
-    feed = _Feed(stream.dealer, silence(recipe.training.hang_minutes))
-    training: Training = _trainer(job, folder, workers, resources, verbose).fit()
-    try:
-        while_it_starts()
-        with console.progress(stream.stop_step, recipe.name) as progress:
-            teller = Teller(result, folder, console, progress, control, on_first_step)
-            while True:
-                try:
-                    for event in feed.events(training):
-                        if control is not None and control.stop.is_set() and result.status == "finished":
-                            result.status = "stopped"
-                            stream.dealer.request_stop.remote()
-                        if isinstance(event, Fatal):
-                            raise UserError(event.message)
-                        teller.tell(event)
+    feed = _Feed(job.dealer, silence(job.recipe.training.hang_minutes))
+    with console.progress(job.stop_step, job.recipe.name) as progress:
+        teller = Teller(result, tracker, folder, console, progress, control, on_first_step)
+        while True:
+            try:
+                for event in feed.events(training):
+                    if control is not None and control.stop.is_set() and result.status == "finished":
+                        result.status = "stopped"
+                        job.dealer.request_stop.remote()
+                    if isinstance(event, Fatal):
+                        raise UserError(event.message)
+                    teller.tell(event)
+                break
+            except KeyboardInterrupt:
+                if result.status == "stopped":
+                    result.status = "interrupted"
                     break
-                except KeyboardInterrupt:
-                    if result.status == "stopped":
-                        result.status = "interrupted"
-                        break
-                    result.status = "stopped"
-                    progress.note("stopping at the next look, with a checkpoint; Ctrl-C again stops at once")
-                    stream.dealer.request_stop.remote()
-        if result.status != "interrupted":
-            result.summary = _outcome(training, folder)
-            if result.summary.pop("collapsed"):
-                result.status = "collapsed"
-            if result.summary["steps"] == stream.stop_step:
-                result.status = "finished"
-    except (UserError, StoreError) as error:
-        if control is None:  # a search tells of its trials itself
-            console.fail(error)  # first of all: what comes now takes seconds
-        if not isinstance(error, ClusterLost):
-            training.end()
-        raise
-    except BaseException:
-        training.end()
-        raise
-    training.end()
+                result.status = "stopped"
+                progress.note("stopping at the next look, with a checkpoint; Ctrl-C again stops at once")
+                job.dealer.request_stop.remote()
+    if result.status != "interrupted":
+        result.summary = _outcome(training, folder)
+        if result.summary.pop("collapsed"):
+            result.status = "collapsed"
+        if result.summary["steps"] == job.stop_step:
+            result.status = "finished"
     result.checkpoint = folder.latest_checkpoint()
     result.summary["broken_images"] = result.broken
     return result
@@ -220,18 +227,17 @@ class _Feed:
             while self._news:
                 yield self._news.popleft()
             running = training.running
-            self._fetch()
+            self._fetch(POLL_S if running else 0.0)
             if self._news:
                 continue
             if not running:
                 return
             yield None
-            time.sleep(POLL_S)
 
-    def _fetch(self) -> None:
-        """Waits for the dealer, but not for long: it may hang. Its answer then comes later."""
+    def _fetch(self, wait_s: float) -> None:
+        """Waits so long for news, and longer for the dealer, but not for ever: it may hang, and answer later."""
         if self._asked is None:
-            self._asked = self._dealer.take_news.remote()
+            self._asked = self._dealer.take_news.remote(wait_s)
         deadline = time.monotonic() + ANSWER_S
         while not (answered := ready(self._asked)) and time.monotonic() < deadline:
             time.sleep(ANSWER_POLL_S)

@@ -1,4 +1,4 @@
-"""What a run's events say to people, and what its end needs of them."""
+"""What a run's events say to people and to its record, and what its end needs of them."""
 
 import math
 import time
@@ -8,8 +8,9 @@ from typing import Any
 from ssl_ray.console import Console, TrainProgress, TrainStatus, percent
 from ssl_ray.data.blocks import Broken
 from ssl_ray.evaluation.alarm import IMAGES, NOT_FINITE
+from ssl_ray.tracking import AnyTracker
 from ssl_ray.training.control import Control
-from ssl_ray.training.events import Begun, Failed, Hung, LeftOut
+from ssl_ray.training.events import Begun, Failed, Flush, Hung, LeftOut, Metrics
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.result import RunResult
 
@@ -17,18 +18,20 @@ PATIENCE_S = 120
 
 
 class Teller:
-    """Tells people what events say, and keeps what the end of the run needs of them."""
+    """Tells people what events say, hands metrics to the tracker, and keeps what the end of the run needs of them."""
 
     def __init__(
         self,
         result: RunResult,
+        tracker: AnyTracker,
         folder: RunFolder,
         console: Console,
         progress: TrainProgress,
         control: Control | None,
         on_first_step: Callable[[], None],
     ) -> None:
-        self.result, self.folder, self.console, self.progress = result, folder, console, progress
+        self.result, self.tracker = result, tracker
+        self.folder, self.console, self.progress = folder, console, progress
         self.control, self.on_first_step = control, on_first_step
         self.last_news = time.monotonic()
         self.world_size = 0
@@ -45,11 +48,15 @@ class Teller:
                 self.last_news = math.inf  # once for each silence
             return
         self.last_news = time.monotonic()
-        if isinstance(event, TrainStatus):
-            if not self.result.history:
-                self.on_first_step()
+        if isinstance(event, Metrics):
+            self.tracker.log(event.values, event.step, event.timestamp)
+        elif isinstance(event, Flush):
+            self.tracker.flush()
+        elif isinstance(event, TrainStatus):
             self.result.history.append(event)
             self.progress.update(event)
+            if len(self.result.history) == 1:
+                self.on_first_step()
         elif isinstance(event, dict):
             self.progress.note(describe_evaluation(event))
             if self.control is not None:

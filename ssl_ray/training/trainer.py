@@ -12,10 +12,11 @@ import ray
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR, get_env_vars_to_propagate
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
 
 from ssl_ray.training import local_cluster
+from ssl_ray.training.controller_environment import ControllerEnvironment
 from ssl_ray.training.failures import Retries
 
 # The controller hears of an abort between two looks at its workers; one that starts a group does not look.
@@ -87,20 +88,19 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
         idle = [DatasetsCallback]
         if not ray._private.worker.get_dashboard_url():
             idle.append(PlacementGroupCleanerCallback)
-        return [one for one in super()._create_default_callbacks() if not isinstance(one, tuple(idle))]
+        kept = [one for one in super()._create_default_callbacks() if not isinstance(one, tuple(idle))]
+        return [ControllerEnvironment(self.environment), *kept]
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Training:
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
-        environment = {
+        options: dict[str, Any] = {"num_cpus": 0, "label_selector": here}
+        if (
+            not local_cluster.here()
+        ):  # whose processes have all this, and one that waits for work can begin at once
             # The controller waits for its workers in an async method, of which Ray would warn.
-            "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
-            ENABLE_PREEMPTION_WATCHER_ENV_VAR: str(int(not local_cluster.here())),
-            **get_env_vars_to_propagate(),
-            **self.environment,
-        }
-        controller = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})(
-            TrainController
-        )
+            quiet = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
+            options["runtime_env"] = {"env_vars": quiet | get_env_vars_to_propagate()}
+        controller = ray.remote(**options)(TrainController)
         kwargs["failure_policy"] = Retries(self.run_config.failure_config)
         if self.policy is not None:
             kwargs["scaling_policy"] = self.policy

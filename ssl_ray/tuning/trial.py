@@ -30,6 +30,7 @@ from ssl_ray.training.cluster import Resources
 from ssl_ray.training.control import Control
 from ssl_ray.training.folder import RunFolder
 from ssl_ray.training.mend import mend
+from ssl_ray.training.notices import Notices
 from ssl_ray.training.preflight import preflight
 from ssl_ray.training.pretrain import train_in
 from ssl_ray.tuning.objective import METRIC, TIME, Objective
@@ -194,22 +195,24 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             settings = replace(
                 job.settings, folder=str(self.folder.local or f"{job.settings.folder}/{self.folder.name}")
             )
+            console = self._console()
             try:
-                self.summary = train_in(
-                    self.folder,
-                    recipe,
-                    job.dataset,
-                    record,
-                    workers=Workers.exactly(job.workers),
-                    resources=job.resources,
-                    settings=settings,
-                    console=self._console(),
-                    verbose=job.verbose,
-                    tags={"mlflow.parentRunId": job.parent, "search.trial": self.name}
-                    | {f"search.{path}": str(value) for path, value in self.values.items()},
-                    control=self.control,
-                    init_from=record.get("init_from"),
-                )
+                with Notices(console.warn):
+                    self.summary = train_in(
+                        self.folder,
+                        recipe,
+                        job.dataset,
+                        record,
+                        workers=Workers.exactly(job.workers),
+                        resources=job.resources,
+                        settings=settings,
+                        console=console,
+                        verbose=job.verbose,
+                        tags={"mlflow.parentRunId": job.parent, "search.trial": self.name}
+                        | {f"search.{path}": str(value) for path, value in self.values.items()},
+                        control=self.control,
+                        init_from=record.get("init_from"),
+                    )
                 refuse_not_finite(self.evaluations, job.objective)
                 if self.summary["status"] == "collapsed":  # evaluation.on_collapse=stop
                     raise UserError("; ".join(self.summary["alarms"]))

@@ -4,7 +4,9 @@ import collections
 import hashlib
 import inspect
 import io
+import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,7 +88,7 @@ def stream_of(stream: StreamConfig, world_size: int, first_step: int = 0) -> dic
     """Step -> rows of the global batch, as `world_size` ranks receive them through Ray."""
     import ray
 
-    dealer = start_dealer(stream)
+    dealer = start_dealer(stream, cpus_per_worker=0.0)
     ray.get(dealer.start.remote(first_step, world_size))
     ranks = [
         Batches(
@@ -172,7 +174,7 @@ def test_what_is_left_out_of_images_is_told_once_a_block() -> None:
 def test_what_is_left_out_of_images_is_told_once_a_run(ray_cluster: None) -> None:
     import ray
 
-    dealer = start_dealer(config(_Scans()))
+    dealer = start_dealer(config(_Scans()), cpus_per_worker=0.0)
     for path in ("a.tif", "b.tif"):
         ray.get(dealer.report.remote([PartlyUsed(path, PAGES), PartlyUsed(path, BANDS)]))
     assert ray.get(dealer.take_news.remote()) == [
@@ -200,7 +202,7 @@ def test_the_dealer_keeps_nothing_of_blocks_that_are_used_up(ray_cluster: None) 
     # One row per rank and step: 16 steps are a block of 56 KB, which Ray keeps in its owner's memory.
     blocks = 300
     stream = replace(config(batch=2), total_steps=16 * blocks)
-    dealer = start_dealer(stream)
+    dealer = start_dealer(stream, cpus_per_worker=0.0)
     ray.get(dealer.start.remote(0, 2))
     made = [
         Batches(dealt_blocks(dealer, rank), first_step=0, batch_size=1, views=2, device=torch.device("cpu"))
@@ -262,7 +264,7 @@ def test_a_few_broken_images_are_reported_once_each(ray_cluster: None) -> None:
     import ray
 
     stream = config(Jpegs(truncated=frozenset({3, 77})), max_broken=0.02)
-    dealer = start_dealer(stream)
+    dealer = start_dealer(stream, cpus_per_worker=0.0)
     ray.get(dealer.start.remote(0, 1))
     batches = Batches(
         dealt_blocks(dealer, 0), first_step=0, batch_size=16, views=2, device=torch.device("cpu")
@@ -281,7 +283,7 @@ def test_too_many_broken_images_stop_the_run_with_the_list(ray_cluster: None) ->
     import ray
 
     stream = config(Jpegs(truncated=frozenset(range(0, 200, 4))), max_broken=0.01)
-    dealer = start_dealer(stream)
+    dealer = start_dealer(stream, cpus_per_worker=0.0)
     ray.get(dealer.start.remote(0, 1))
     batches = Batches(
         dealt_blocks(dealer, 0), first_step=0, batch_size=16, views=2, device=torch.device("cpu")
@@ -291,10 +293,56 @@ def test_too_many_broken_images_stop_the_run_with_the_list(ray_cluster: None) ->
     ray.kill(dealer)
 
 
+@dataclass(frozen=True)
+class _Slow(Jpegs):
+    """Notes when a task begins to read and when it ends."""
+
+    log: str = ""
+
+    def read(self, indices: np.ndarray) -> list[bytes]:
+        began = time.monotonic()
+        time.sleep(0.3)
+        with open(self.log, "a") as file:
+            file.write(f"{began} {time.monotonic()}\n")
+        return super().read(indices)
+
+
+@pytest.mark.parametrize(("cpus_per_worker", "most"), [(3.0, 1), (2.0, 2)])
+def test_data_tasks_leave_the_workers_their_cpus(
+    ray_cluster: None, tmp_path: Path, cpus_per_worker: float, most: int
+) -> None:
+    """Also of workers that are yet to come, on a cluster of four CPUs that is the command's own."""
+    import ray
+
+    log = tmp_path / "log"
+    dealer = start_dealer(config(_Slow(log=str(log))), cpus_per_worker=cpus_per_worker, alone=True)
+    ray.get(dealer.start.remote(0, 1))
+    collections.deque(dealt_blocks(dealer, 0), maxlen=0)
+    ray.kill(dealer)
+    times = [tuple(map(float, line.split())) for line in log.read_text().splitlines()]
+    assert max(sum(began <= start < ended for began, ended in times) for start, _ in times) == most
+
+
+def test_news_come_at_once_and_count_as_dealt_with_when_the_driver_comes_again(ray_cluster: None) -> None:
+    import ray
+
+    dealer = start_dealer(config(), cpus_per_worker=0.0)
+    asked = dealer.take_news.remote(60.0)
+    assert not ray.wait([asked], timeout=1.0)[0], "there are none"
+    waiting = dealer.dealt_with.remote("first")
+    assert ray.get(asked, timeout=30) == ["first"]
+    assert not ray.wait([waiting], timeout=1.0)[0], "the driver is at it"
+    ray.get(dealer.tell.remote("second"))
+    assert ray.get(dealer.take_news.remote()) == ["second"]
+    ray.get(waiting, timeout=30)
+    assert ray.get(dealer.take_news.remote()) == []
+    ray.kill(dealer)
+
+
 def test_a_source_that_fails_is_heard_by_every_rank(ray_cluster: None) -> None:
     import ray
 
-    dealer = start_dealer(config(_Gone()))
+    dealer = start_dealer(config(_Gone()), cpus_per_worker=0.0)
     ray.get(dealer.start.remote(0, 2))
     for rank in range(2):
         batches = Batches(

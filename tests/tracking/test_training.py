@@ -25,7 +25,7 @@ def test_readings_are_of_every_few_steps_and_the_last(target: TrackingTarget, tm
     assert list(readings) == list(range(1, STEPS + 1))
 
     settings = ["training.log_steps=5", "evaluation.every_epochs=1"]
-    run = local.train(local.job("moco", settings, tracking=target), tmp_path / "run")
+    run = local.train(local.job("moco", settings), tmp_path / "run", tracking=target)
     assert STEPS == 12
     logged = [5, 10, 12]
     for name, value in (("train/loss", "loss"), ("train/lr", "lr")):
@@ -42,7 +42,7 @@ def test_readings_are_of_every_few_steps_and_the_last(target: TrackingTarget, tm
 
 
 def test_evaluations_are_of_their_steps(target: TrackingTarget, tmp_path: Path) -> None:
-    run = local.train(local.job("moco", ["evaluation.every_epochs=1"], tracking=target), tmp_path)
+    run = local.train(local.job("moco", ["evaluation.every_epochs=1"]), tmp_path, tracking=target)
     evaluations = run.summary["evaluations"]
     steps = [0, STEPS_PER_EPOCH, STEPS]
     assert [e["step"] for e in evaluations] == steps
@@ -66,7 +66,7 @@ def test_evaluations_are_of_their_steps(target: TrackingTarget, tmp_path: Path) 
 
 
 def test_a_continued_run_goes_on_in_the_same_record(target: TrackingTarget, tmp_path: Path) -> None:
-    local.train(local.job("moco", ["training.max_steps=5"], tracking=target), tmp_path)
-    local.train(local.job("moco", tracking=target), tmp_path)
+    local.train(local.job("moco", ["training.max_steps=5"]), tmp_path, tracking=target)
+    local.train(local.job("moco"), tmp_path, tracking=target)
     assert [step for step, _ in history(target, "train/loss")] == list(range(1, STEPS + 1))
     assert all(math.isfinite(loss) for _, loss in history(target, "train/loss"))

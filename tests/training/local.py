@@ -24,7 +24,7 @@ from ssl_ray.experiments import load_recipe
 from ssl_ray.models import BaseModel, Progress
 from ssl_ray.recipe import Recipe, overrides, parse_settings
 from ssl_ray.resolve import resolve
-from ssl_ray.tracking import TrackingTarget
+from ssl_ray.tracking import TrackingTarget, make_tracker
 from ssl_ray.training import loop
 from ssl_ray.training.context import LOCAL_CHECKPOINTS, LocalContext
 from ssl_ray.training.folder import RunFolder
@@ -74,7 +74,6 @@ def job(
     settings: Iterable[str] = (),
     *,
     dataset: Dataset | None = None,
-    tracking: TrackingTarget | None = None,
     init_from: str | None = None,
 ) -> loop.Job:
     """What a worker is given. recipe: a key of SETTINGS, or any, taken as it is but for `settings`."""
@@ -87,7 +86,7 @@ def job(
     plan = Plan(dataset.train.info.num_samples, training.global_batch_size, training.seed)
     total_steps = plan.total_steps(training.epochs)
     stop_step = min(total_steps, training.max_steps or total_steps)
-    return loop.Job(resolved, dataset, plan, total_steps, stop_step, None, tracking, init_from)
+    return loop.Job(resolved, dataset, plan, total_steps, stop_step, None, init_from)
 
 
 OPTIONS = {"--epochs": "training.epochs", "--steps": "training.max_steps", "--seed": "training.seed"}
@@ -169,16 +168,26 @@ class Hooked(LocalContext):
         return super().wrap(algorithm)
 
 
-def train(job: loop.Job, folder: Path, *, keep: int = 100, context: LocalContext | None = None) -> Run:
+def train(
+    job: loop.Job,
+    folder: Path,
+    *,
+    keep: int = 100,
+    context: LocalContext | None = None,
+    tracking: TrackingTarget | None = None,
+) -> Run:
     """Trains in this process, from the folder's last checkpoint if there is one.
 
     With one thread, as Ray's worker of one CPU: the order of sums is the same to the last bit.
     """
-    context = context or LocalContext(job.stream, RunFolder.at(str(folder), "run"), keep=keep)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return Run(loop.train(job, context), context)
+        with make_tracker(tracking) as tracker:
+            context = context or LocalContext(
+                job.stream, RunFolder.at(str(folder), "run"), keep=keep, tracker=tracker
+            )
+            return Run(loop.train(job, context), context)
     finally:
         torch.set_num_threads(threads)
 

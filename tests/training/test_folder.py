@@ -1,4 +1,4 @@
-"""A run's folder on an object store that fails now and then."""
+"""A run's folder: on an object store that fails now and then, and where no run comes of it."""
 
 import pickle
 from pathlib import Path
@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import ray.train
 
+from ssl_ray import experiments
 from ssl_ray.errors import UserError
 from ssl_ray.filesystems import open_uri
-from ssl_ray.training.folder import CHECKPOINTS, RUN, NoRun, RunFolder
+from ssl_ray.training.folder import CHECKPOINTS, MARKER, RUN, NoRun, RunFolder
 from ssl_ray.training.trained import load_trained
 from tests.faulty_s3 import Fault, FaultyS3
 
@@ -85,3 +86,32 @@ def test_a_checkpoint_comes_back_whole(folder: RunFolder, faulty: FaultyS3) -> N
     with checkpoint.as_directory() as directory:
         assert Path(directory, "checkpoint.pt").read_bytes() == content
     assert len(faulty.met()) == 3
+
+
+def test_what_never_began_leaves_nothing(tmp_path: Path) -> None:
+    """Ray Train makes the folder, and what is above it, as soon as it starts."""
+    folder = RunFolder.at(str(tmp_path / "some" / "runs"), "run")
+    with pytest.raises(UserError, match="MLflow"), folder.undone_unless_begun():  # noqa: PT012
+        folder.create()
+        folder.keep(MARKER, b"")
+        raise UserError("MLflow is away")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_others_keep_there_stays(tmp_path: Path) -> None:
+    folder = RunFolder.at(str(tmp_path / "runs"), "run")
+    folder.keep("notes.txt", b"mine")
+    with pytest.raises(UserError), folder.undone_unless_begun():  # noqa: PT012
+        folder.keep(MARKER, b"")
+        raise UserError("MLflow is away")
+    assert [path.name for path in (tmp_path / "runs" / "run").iterdir()] == ["notes.txt"]
+
+
+def test_a_run_that_began_stays(tmp_path: Path) -> None:
+    folder = RunFolder.at(str(tmp_path / "runs"), "run")
+    with pytest.raises(UserError), folder.undone_unless_begun():  # noqa: PT012
+        folder.keep(MARKER, b"")
+        folder.begin(experiments.load("simclr").SMALL, {"name": "run"})
+        raise UserError("a worker failed")
+    assert folder.exists()
+    assert folder.holds(MARKER)

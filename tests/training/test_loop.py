@@ -2,6 +2,7 @@
 
 import math
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,22 @@ def test_an_evaluation_is_of_the_weights_at_its_step(tmp_path: Path) -> None:
         expected = evaluate.run(local.algorithm_of(job, content))
         assert {name: evaluation[name] for name in expected} == pytest.approx(expected)
     assert len({e["embedding/std"] for e in run.summary["evaluations"]}) == 3
+
+
+def test_an_evaluation_has_threads_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    run = OnlineEvaluation.run
+
+    def watched(*args: Any, **kwargs: Any) -> dict[str, float]:
+        threads.append(torch.get_num_threads())
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(OnlineEvaluation, "run", watched)
+    job = replace(local.job("moco", ["evaluation.every_epochs=1"]), evaluation_threads=3)
+    context = local.hooked(job, tmp_path, lambda _: threads.append(torch.get_num_threads()))
+    local.train(job, tmp_path, context=context)
+    epoch = [3, *[1] * STEPS_PER_EPOCH]
+    assert threads == [*epoch, *epoch, 3], "training goes on with its own"
 
 
 def test_evaluations_change_nothing_that_is_learned(tmp_path: Path) -> None:
