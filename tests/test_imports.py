@@ -12,7 +12,7 @@ PACKAGE = Path(ssl_ray.__file__).parent
 
 # A unit is a file or folder of the package. It imports from itself and from the layers before its own.
 LAYERS = [
-    {"eager", "errors", "job", "printable", "ranges", "redact", "__version__"},
+    {"eager", "errors", "garbage", "job", "printable", "ranges", "redact", "__version__"},
     {"filesystems"},
     {"checks", "console", "distributed", "names"},
     {"spec"},  # a call written down as data

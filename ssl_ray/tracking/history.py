@@ -1,5 +1,6 @@
 """The reading side: the runs that a store has, their numbers over time, and files put beside them afterwards."""
 
+import shutil
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,8 +10,23 @@ from ssl_ray.errors import UserError, nearest
 from ssl_ray.redact import redact
 from ssl_ray.tracking.client import connect, import_mlflow, reason
 from ssl_ray.tracking.past import PastRun, address, last_values, number, seconds
-from ssl_ray.tracking.sqlite import Experiment, experiments, read, run_called, runs_of
-from ssl_ray.tracking.store import StoreGone, database, require, require_artifacts, restore_experiment
+from ssl_ray.tracking.sqlite import (
+    Experiment,
+    artifacts_of,
+    experiments,
+    read,
+    run_called,
+    runs_of,
+    values_of,
+)
+from ssl_ray.tracking.store import (
+    StoreGone,
+    database,
+    local_folder,
+    require,
+    require_artifacts,
+    restore_experiment,
+)
 from ssl_ray.tracking.target import TrackingSettings
 
 _PAGE = 1000  # runs of one answer
@@ -78,16 +94,27 @@ class History:
 
         A resumed run logged some steps twice: the later value counts. NaN and infinities stay.
         """
+        logged = read(self.settings.uri, values_of(run_id, name))
+        if logged is None:
+            entities = self._client.get_metric_history(run_id, name)
+            logged = [(metric.step, metric.value, metric.timestamp) for metric in entities]
         at: dict[int, Point] = {}
-        for m in self._client.get_metric_history(run_id, name):
-            point = Point(m.step, number(m.value), m.timestamp / 1000)
-            if m.step not in at or at[m.step].time <= point.time:
-                at[m.step] = point
+        for step, value, milliseconds in logged:
+            point = Point(step, number(value), milliseconds / 1000)
+            if step not in at or at[step].time <= point.time:
+                at[step] = point
         return [at[step] for step in sorted(at)]
 
     def attach(self, run_id: str, file: Path, artifact_path: str = "") -> None:
         """Puts a file among the artifacts of a run, replacing one of its name. Raises UserError if it cannot be."""
         try:
+            if (places := read(self.settings.uri, artifacts_of(run_id))) is not None:
+                mine, all_runs = places
+                if (folder := local_folder(mine)) is not None:
+                    require_artifacts(self.settings.uri, all_runs)
+                    (folder / artifact_path).mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(file, folder / artifact_path / file.name)
+                    return
             experiment = self._client.get_experiment(self._client.get_run(run_id).info.experiment_id)
             require_artifacts(self.settings.uri, experiment.artifact_location)
             self._client.log_artifact(run_id, str(file), artifact_path or None)

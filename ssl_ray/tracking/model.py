@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+def import_for_models() -> None:
+    """Imports what `save_model` needs: for a time when there is nothing else to do."""
+    import_mlflow("mlflow.pytorch")
+
+
 def save_model(module: "nn.Module", example_input: "Tensor", folder: Path) -> None:
     """Saves a CPU copy of the module, in evaluation mode, to a new folder that `mlflow.pytorch.load_model` opens.
 

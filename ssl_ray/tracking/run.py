@@ -42,10 +42,10 @@ class StoreAway(UserError):
     """MLflow does not answer, or not as it should."""
 
 
-def prepare(settings: TrackingSettings) -> threading.Thread:
+def prepare(uri: str, *, must_exist: bool = False) -> threading.Thread:
     """Starts to import MLflow and to create a fresh store's tables (3 to 10 s) in a background thread.
 
-    For the driver to call while processes start that are more urgent. An error is left to `open_run`, which meets it
+    To be called while processes start or work that are more urgent. An error is left to `open_run`, which meets it
     again.
     """
     set_environment()  # here: to write to the environment in a thread is a danger to those who read it
@@ -54,7 +54,7 @@ def prepare(settings: TrackingSettings) -> threading.Thread:
         if sys.platform == "linux":  # where threads have priorities of their own
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LESS_URGENT)
         try:
-            connect(settings.uri, must_exist=settings.must_exist)
+            connect(uri, must_exist=must_exist)
         except Exception as error:
             logger.debug("MLflow: %s", why(error))
 

@@ -64,6 +64,29 @@ def run_called(run_id: str) -> Callable[[sqlite3.Connection], PastRun | None]:
     return lambda connection: next(iter(_runs(connection, "run_uuid = ?", run_id)), None)
 
 
+def artifacts_of(run_id: str) -> Callable[[sqlite3.Connection], tuple[str, str] | None]:
+    """Reads where a run's artifacts are, and where all of its experiment's, as MLflow has it."""
+    columns = "artifact_uri, artifact_location"
+    tables = "runs JOIN experiments USING (experiment_id)"
+    return lambda connection: connection.execute(
+        f"SELECT {columns} FROM {tables} WHERE run_uuid = ?", (run_id,)
+    ).fetchone()
+
+
+def values_of(run_id: str, metric: str) -> Callable[[sqlite3.Connection], list[tuple[int, float, int]]]:
+    """Reads what was logged of a metric, in order of time: step, value, milliseconds since 1970."""
+
+    def query(connection: sqlite3.Connection) -> list[tuple[int, float, int]]:
+        rows = connection.execute(
+            "SELECT step, value, is_nan, timestamp FROM metrics WHERE run_uuid = ? AND key = ? "
+            "ORDER BY timestamp, step, value",
+            (run_id, metric),
+        )
+        return [(step, math.nan if is_nan else value, timestamp) for step, value, is_nan, timestamp in rows]
+
+    return query
+
+
 def _runs(connection: sqlite3.Connection, condition: str, value: str | int) -> list[PastRun]:
     def belonging(columns: str, table: str, run_id: str = "run_uuid") -> dict[str, list[Any]]:
         """Rows of another table by the run that they belong to."""

@@ -38,6 +38,13 @@ def require(uri: str) -> None:
         )
 
 
+def local_folder(location: str) -> Path | None:
+    """The folder that a location of artifacts names on this machine; None of one in an object store, or relative."""
+    parts = urlsplit(location)
+    folder = Path(unquote(parts.path) if parts.scheme else location)
+    return folder if parts.scheme in ("", "file") and folder.is_absolute() else None
+
+
 def require_artifacts(uri: str, location: str) -> None:
     """Raises StoreGone where a store keeps an experiment's artifacts in a folder of a place that is no longer there.
 
@@ -45,10 +52,9 @@ def require_artifacts(uri: str, location: str) -> None:
     location: the experiment's, as MLflow has it. Of a new one the folder and the one above it are yet to be made. A
     server's are on its own machine, whatever they are called.
     """
-    parts = urlsplit(location)
-    if database(uri) is None or parts.scheme not in ("", "file"):
+    folder = local_folder(location)
+    if database(uri) is None or folder is None:
         return
-    folder = Path(unquote(parts.path))
     place = folder.parent.parent
     if not any(path.is_dir() for path in (folder, folder.parent, place)):
         raise StoreGone(

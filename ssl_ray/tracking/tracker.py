@@ -1,4 +1,4 @@
-"""Logging from the training loop: rank 0's `Tracker`, and `NoTracker` with the same methods for the other ranks."""
+"""Logging to a run: a `Tracker`, and `NoTracker` with the same methods for what is not tracked."""
 
 import posixpath
 import re
@@ -153,7 +153,7 @@ class Tracker:
 
 
 class NoTracker:
-    """Takes every call of a `Tracker` and does nothing: for ranks other than 0, and for runs without tracking."""
+    """Takes every call of a `Tracker` and does nothing."""
 
     undelivered = 0
 
@@ -195,7 +195,7 @@ AnyTracker: TypeAlias = Tracker | NoTracker
 
 
 def make_tracker(target: TrackingTarget | None) -> AnyTracker:
-    """A `Tracker` of the target, a `NoTracker` without one: callers on ranks other than 0 pass None."""
+    """A `Tracker` of the target, a `NoTracker` without one."""
     return NoTracker() if target is None else Tracker(target)
 
 

@@ -31,9 +31,9 @@ def import_for_end() -> None:
     import matplotlib.backends.backend_agg
     import matplotlib.figure  # noqa: F401
 
-    from ssl_ray.tracking.client import import_mlflow
+    from ssl_ray.tracking.model import import_for_models
 
-    import_mlflow("mlflow.pytorch")
+    import_for_models()
 
 
 def at_end(tracker: AnyTracker, recipe: Recipe, result: "RunResult") -> None:

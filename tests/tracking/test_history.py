@@ -11,7 +11,7 @@ from ssl_ray.errors import UserError
 from ssl_ray.tracking import FOLDER, Tracker, find_run, open_history, open_run, tracking_settings
 from ssl_ray.tracking.client import connect, import_mlflow
 from ssl_ray.tracking.history import past_run
-from ssl_ray.tracking.sqlite import experiments, read, run_called, runs_of
+from ssl_ray.tracking.sqlite import experiments, read, run_called, runs_of, values_of
 from ssl_ray.trained.runs import best
 from tests.trained.past import past
 
@@ -104,6 +104,12 @@ def test_a_file_is_read_as_mlflow_reads_it(settings) -> None:
     assert list(map(_comparable, by_file)) == list(map(_comparable, by_mlflow))
     deleted = read(settings.uri, run_called(run.run_id))
     assert deleted.name == past_run(client.get_run(run.run_id)).name == "run 3"
+    for found in by_mlflow:
+        for metric in found.metrics:
+            values = client.get_metric_history(found.run_id, metric)
+            expected = [(m.step, repr(m.value), m.timestamp) for m in values]
+            ours = read(settings.uri, values_of(found.run_id, metric))
+            assert sorted((step, repr(value), time) for step, value, time in ours) == sorted(expected)
     stages = {e.experiment_id: (e.name, e.lifecycle_stage) for e in client.search_experiments(view_type=3)}
     assert {e.experiment_id: e[1:] for e in read(settings.uri, experiments)} == stages
 

@@ -153,10 +153,11 @@ def test_no_store_is_made_in_the_place_of_one_that_is_gone(settings, tmp_path, c
     ):
         with pytest.raises(StoreGone, match=said):
             use()
-    prepare(away).join(30)
-    with Tracker(target, interval=0.05) as tracker:
-        tracker.log({"x": 1.0}, 0)
-        tracker.log_text("kept", "a.txt")
+    prepare(away.uri, must_exist=away.must_exist).join(30)
+    tracker = Tracker(target, interval=0.05)
+    tracker.log({"x": 1.0}, 0)
+    tracker.log_text("kept", "a.txt")
+    tracker.close(deadline=2)
     TrackedRun(target).finish()
     assert tracker.undelivered == 2
     assert "kept in" in caplog.text
@@ -186,8 +187,9 @@ def test_what_a_deleted_run_could_not_take_is_told(settings, caplog):
     run = open_run(settings, name="r")
     client = connect(settings.uri)
     client.delete_run(run.run_id)
-    with Tracker(run.target, interval=0.05) as tracker:
-        tracker.log({"x": 1.0}, 0)
+    tracker = Tracker(run.target, interval=0.05)
+    tracker.log({"x": 1.0}, 0)
+    tracker.close(deadline=2)
     assert tracker.undelivered == 1
     back = f"mlflow runs restore --run-id {run.run_id}"
     assert back in why_not(run.target)
@@ -318,7 +320,7 @@ def test_fresh_store_is_quiet_and_in_place(tmp_path):
         "import os, pathlib\n"
         "from ssl_ray.tracking import Tracker, open_run, prepare, tracking_settings\n"
         "settings = tracking_settings('runs/a')\n"
-        "prepare(settings).join()\n"
+        "prepare(settings.uri).join()\n"
         "with open_run(settings, name='r') as run:\n"
         "    os.mkdir('elsewhere'); os.chdir('elsewhere')\n"
         "    with Tracker(run.target) as tracker:\n"
@@ -341,7 +343,7 @@ def test_fresh_store_is_quiet_and_in_place(tmp_path):
 
 def test_prepare_leaves_errors_to_open_run(tmp_path, closed_port, caplog):
     caplog.set_level(logging.WARNING)
-    thread = prepare(tracking_settings(tmp_path, uri=f"http://127.0.0.1:{closed_port}"))
+    thread = prepare(f"http://127.0.0.1:{closed_port}")
     thread.join(30)
     assert not thread.is_alive()
     assert caplog.text == ""
