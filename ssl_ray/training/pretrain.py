@@ -156,6 +156,7 @@ def carry_out(
                     console=console,
                     verbose=request.verbose,
                     tags=tags,
+                    alone=True,
                     started=started,
                     on_first_step=lambda: console.detail(
                         f"first steps logged {time.monotonic() - started:.1f} s after the command"
@@ -208,6 +209,7 @@ def train_in(
     tags: Mapping[str, str] | None = None,
     control: Control | None = None,
     init_from: str | None = None,
+    alone: bool = False,
     started: float | None = None,
     on_first_step: Callable[[], None] = lambda: None,
     once_trained: Callable[[], None] = lambda: None,
@@ -216,6 +218,7 @@ def train_in(
 
     What `pretrain` does for one recipe and a search for each of its trials. record: what is known of the run, kept in
     its folder; MLflow's ids are added. control: see `Control`. init_from: checkpoint of another run to begin with.
+    alone: whether no other run of this command is under way.
     started: on the monotonic clock, for the summary's seconds; now if left out. once_trained: what may be done as soon
     as the cluster is not needed any more, before artifacts are logged.
     """
@@ -235,11 +238,11 @@ def train_in(
             resources=resources,
             verbose=verbose,
             init_from=init_from,
-            alone=not in_search,
+            alone=alone,
         )
         # A search tells of its trials itself.
         with under_way.ended(None if in_search else console):
-            prepare(settings).join()  # a store's first use takes seconds
+            prepare(settings.uri, must_exist=settings.must_exist).join()  # a store's first use takes seconds
             tracked = open_tracked(
                 settings,
                 recipe,

@@ -86,7 +86,8 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
 
     def _create_default_callbacks(self) -> list[Any]:
         idle = [DatasetsCallback]
-        if not ray._private.worker.get_dashboard_url():
+        # In an actor, as a search's trial is, Ray names a dashboard whether there is one or not.
+        if local_cluster.here() or not ray._private.worker.get_dashboard_url():
             idle.append(PlacementGroupCleanerCallback)
         kept = [one for one in super()._create_default_callbacks() if not isinstance(one, tuple(idle))]
         return [ControllerEnvironment(self.environment), *kept]

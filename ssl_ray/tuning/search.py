@@ -351,6 +351,7 @@ def _fit_tuner(
         resources=fit.resources,
         objective=search.objective,
         interval=plan.interval if plan.scheduler == "pbt" else None,
+        alone=fit.concurrent == 1,
         verbose=base.verbose,
     )
     # A trial's own process only waits. It takes memory of its node's and no CPU: a hundredth of a CPU taken here is a

@@ -49,7 +49,7 @@ class TrialJob:
 
     recipe: not resolved, for a trial's values come first. storage: the search's folder, in which each trial has its
     own. record: of each run's folder. parent: id of the search's MLflow run. interval: epochs between checkpoints where
-    trials take over from one another (PBT), else None.
+    trials take over from one another (PBT), else None. alone: whether trials run one at a time.
     """
 
     recipe: Recipe
@@ -62,6 +62,7 @@ class TrialJob:
     resources: Resources
     objective: Objective
     interval: int | None = None
+    alone: bool = False
     verbose: bool = False
 
 
@@ -212,6 +213,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
                         | {f"search.{path}": str(value) for path, value in self.values.items()},
                         control=self.control,
                         init_from=record.get("init_from"),
+                        alone=job.alone,
                     )
                 refuse_not_finite(self.evaluations, job.objective)
                 if self.summary["status"] == "collapsed":  # evaluation.on_collapse=stop
