@@ -1,5 +1,6 @@
 """`ssl-ray evaluate`: how good are the features of a trained network?"""
 
+import os
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ from ssl_ray.cli.options import (
     Subject,
     Verbose,
     make_console,
+    while_ray_starts,
 )
 
 
@@ -99,9 +101,12 @@ def evaluate(
     tenth of the training images. lowshot: logistic regression on n labels of each class, and on 1 % and 10 % of them.
     svm: one class against the rest on n labels of each class, costs by cross-validation.
     """
-    from ssl_ray.errors import UserError
-    from ssl_ray.trained.case import Choices, FineTuning, Means
-    from ssl_ray.trained.evaluate import Request, evaluate
+    # Where features are kept already they may be all that is needed.
+    kept = any(os.path.isdir(os.path.join(*run, "features")) for run in ((subject,), (storage, subject)))
+    with while_ray_starts(address, verbose, wanted=no_cache or not kept):
+        from ssl_ray.errors import UserError
+        from ssl_ray.trained.case import Choices, FineTuning, Means
+        from ssl_ray.trained.evaluate import Request, evaluate
 
     for value in temperature or ():
         if not value > 0:

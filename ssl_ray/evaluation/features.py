@@ -1,4 +1,4 @@
-"""Features of all images of a source, computed once by a pool of actors, and kept in a file.
+"""Features of all images of sources, computed once by a pool of actors, and kept in a file.
 
 Ray Data runs the pool: a row of the plan is a range of images, and an actor that holds the network reads, decodes (in
 threads, a batch ahead) and embeds it. An actor takes a GPU, or a share of one, where the cluster has any.
@@ -174,17 +174,19 @@ def run_job(job: Job, rows: Sequence[dict[str, Any]], pool: Pool) -> Iterator[di
 
 
 class _Extract:
-    """The job of `extract`: row {"start", "stop"} in, {"features", "index", "broken"} out, as bytes and JSON."""
+    """The job of `extract`: {"which", "start", "stop"} in, {"features", "index", "broken"} out, as bytes and JSON."""
 
-    def __init__(self, extraction: Extraction) -> None:
-        self.extraction = extraction
+    def __init__(self, extractions: Sequence[Extraction]) -> None:
+        self.extractions = list(extractions)
 
     def start(self, device: torch.device, threads: int) -> None:
         self.device, self.threads = device, threads
-        self.extraction.encoder.to(device)
+        for extraction in self.extractions:
+            extraction.encoder.to(device)
 
     def do(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        features, index, broken = self.extraction.embed(row["start"], row["stop"], self.device, self.threads)
+        extraction = self.extractions[row["which"]]
+        features, index, broken = extraction.embed(row["start"], row["stop"], self.device, self.threads)
         return {
             "features": features.numpy().tobytes(),
             "index": index.numpy().tobytes(),
@@ -198,37 +200,41 @@ def tasks(num_samples: int, images: int = TASK_IMAGES) -> list[dict[str, int]]:
 
 
 def extract(
-    extraction: Extraction,
+    extractions: Sequence[Extraction],
     *,
     actors: int | None = None,
     gpus_per_actor: float | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Features:
-    """Features of all images of the source, by the joined cluster. on_progress: called with (images done, in all).
+) -> list[Features]:
+    """Features of all images of each source, by one pool of the joined cluster.
 
-    Raises UserError when no image can be decoded.
+    on_progress: called with (images done, in all). Raises UserError when no image of a source can be decoded.
     """
-    total = extraction.source.info.num_samples
-    rows = tasks(total)
-    features: list[np.ndarray] = []
-    indices: list[np.ndarray] = []
-    broken: list[Broken] = []
+    sizes = [extraction.source.info.num_samples for extraction in extractions]
+    rows = [row | {"which": which} for which, size in enumerate(sizes) for row in tasks(size)]
+    features: list[list[np.ndarray]] = [[] for _ in sizes]
+    indices: list[list[np.ndarray]] = [[] for _ in sizes]
+    broken: list[list[Broken]] = [[] for _ in sizes]
     pool = fit_pool(actors, gpus_per_actor, len(rows))
-    for row, part in zip(rows, run_job(_Extract(extraction), rows, pool), strict=True):
+    done = 0
+    for row, part in zip(rows, run_job(_Extract(extractions), rows, pool), strict=True):
+        which = row["which"]
         index = np.frombuffer(part["index"], np.int64)
         if len(index):
-            indices.append(index)
-            features.append(np.frombuffer(part["features"], np.float32).reshape(len(index), -1))
-        broken += [(i, path, reason) for i, path, reason in json.loads(part["broken"])]
+            indices[which].append(index)
+            features[which].append(np.frombuffer(part["features"], np.float32).reshape(len(index), -1))
+        broken[which] += [(i, path, reason) for i, path, reason in json.loads(part["broken"])]
+        done += row["stop"] - row["start"]
         if on_progress:
-            on_progress(row["stop"], total)
-    if not indices:
-        raise UserError(
-            f"data: none of {total} images can be decoded; the first is {broken[0][1]}: {broken[0][2]}"
-        )
-    return Features(
-        torch.from_numpy(np.concatenate(features)), torch.from_numpy(np.concatenate(indices)), broken
-    )
+            on_progress(done, sum(sizes))
+    for which, size in enumerate(sizes):
+        if not indices[which]:
+            _, path, reason = broken[which][0]
+            raise UserError(f"data: none of {size} images can be decoded; the first is {path}: {reason}")
+    return [
+        Features(torch.from_numpy(np.concatenate(made)), torch.from_numpy(np.concatenate(index)), lost)
+        for made, index, lost in zip(features, indices, broken, strict=True)
+    ]
 
 
 def read_cache(path: Path) -> Features | None:

@@ -1,5 +1,6 @@
 """What a protocol judges: a subject on a labelled data set, with features that are made when asked for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -66,7 +67,8 @@ class Case:
     """A subject, a data set whose both parts have labels, and the means; a context manager that leaves the cluster.
 
     data, storage: the data set's name, and where runs are kept, as the user gave them. mlflow_run_id: where results go.
-    broken: of the parts looked at, what could not be decoded. seconds: of extraction, by part; 0 from the cache.
+    broken: of the parts looked at, what could not be decoded. cached: which parts' features were kept before.
+    meanwhile: called when the cluster has been joined, to do in this process what there is to do.
     """
 
     subject: Subject
@@ -78,6 +80,7 @@ class Case:
     data: str = ""
     storage: str = "runs"
     mlflow_run_id: str | None = None
+    meanwhile: Callable[[], object] = lambda: None
     broken: dict[str, list[Broken]] = field(default_factory=dict)
     cached: dict[str, bool] = field(default_factory=dict)
     _connected: bool = False
@@ -121,6 +124,7 @@ class Case:
             )
             self._connected = True
             reach.require(self.console.warn, images=(self.dataset.train, self.dataset.val))
+            self.meanwhile()
 
     def disconnect(self) -> None:
         """Leaves the cluster, if it was joined."""
@@ -129,7 +133,7 @@ class Case:
             self._connected = False
 
     def _part(self, name: str, source: Source) -> Part:
-        found = self._features(name, source)
+        found = self._features[name]
         labels = source.labels()
         assert labels is not None
         if found.broken:
@@ -148,34 +152,45 @@ class Case:
             )
         return Part(found.features, torch.from_numpy(labels)[found.index])
 
-    def _features(self, name: str, source: Source) -> Features:
-        extraction = Extraction(self.subject.encoder, self._weights, source, self.size, self.means.batch_size)
-        path = cache_folder(self.subject) / f"{extraction.key}.safetensors"
-        if self.means.cache and (kept := read_cache(path)) is not None:
-            self.cached[name] = True
-            self.console.print(f"features of {name}: {len(kept.index):,}, read from {path}")
-            return kept
-        if self.means.cache and path.exists():
-            self.console.warn(f"{path} is not whole; its features are computed again")
+    @cached_property
+    def _features(self) -> dict[str, Features]:
+        """Of both parts: as kept before, and what is not by one pool of actors."""
+        found: dict[str, Features] = {}
+        left: dict[str, Extraction] = {}
+        weights = self.subject.weights
+        for name, source in (("train", self.dataset.train), ("val", self.held_out)):
+            extraction = Extraction(self.subject.encoder, weights, source, self.size, self.means.batch_size)
+            path = self._cache(extraction)
+            kept = read_cache(path) if self.means.cache else None
+            self.cached[name] = kept is not None
+            if kept is not None:
+                self.console.print(f"features of {name}: {len(kept.index):,}, read from {path}")
+                found[name] = kept
+                continue
+            if self.means.cache and path.exists():
+                self.console.warn(f"{path} is not whole; its features are computed again")
+            left[name] = extraction
+        if not left:
+            return found
         self.connect()
-        with self.console.task(f"features of {name}") as on_progress:
-            found = extract(
-                extraction,
+        with self.console.task(f"features of {' and '.join(left)}") as on_progress:
+            made = extract(
+                list(left.values()),
                 actors=self.means.actors,
                 gpus_per_actor=self.means.gpus_per_actor,
                 on_progress=on_progress,
             )
-        self.cached[name] = False
-        if self.means.cache:
+        found |= dict(zip(left, made, strict=True))
+        for name, extraction in left.items() if self.means.cache else ():
+            path = self._cache(extraction)
             try:
-                write_cache(path, found)
+                write_cache(path, found[name])
             except OSError as error:
                 self.console.warn(f"features are not kept: {path} cannot be written ({error.strerror})")
         return found
 
-    @cached_property
-    def _weights(self) -> str:
-        return self.subject.weights
+    def _cache(self, extraction: Extraction) -> Path:
+        return cache_folder(self.subject) / f"{extraction.key}.safetensors"
 
     def __enter__(self) -> Self:
         return self

@@ -21,6 +21,7 @@ from ssl_ray.tracking import (
     TrackingTarget,
     default_tags,
     open_run,
+    prepare,
     tracking_settings,
     why_not,
 )
@@ -94,6 +95,8 @@ def _evaluate(request: Request, console: Console) -> dict[str, Any]:
             place,
             request.storage,
             tracker.target.run_id,
+            # To have it when there are results.
+            meanwhile=lambda: prepare(tracker.target.uri, must_exist=True),
         ) as case,
     ):
 

@@ -90,6 +90,10 @@ def connect(
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
             raise UserError(f"address: cannot reach {where}: {first_line(error)}") from error
     restore_sigterm()
+    if own and actor_pool:
+        from ssl_ray.data.stream import without_helpers
+
+        without_helpers()
     if not verbose:
         for name in ("ray", "ray.train", "ray.data", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)

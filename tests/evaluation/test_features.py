@@ -173,20 +173,23 @@ def test_a_pool_of_actors(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(features, "tasks", lambda n: tasks(n, 9))
     job = extraction(50, broken=(10, 31))
     seen: list[tuple[int, int]] = []
-    found = extract(job, actors=2, on_progress=lambda done, total: seen.append((done, total)))
+    small = extraction(12)
+    found, other = extract([job, small], actors=2, on_progress=lambda done, total: seen.append((done, total)))
+    assert other.index.tolist() == list(range(12))
+    torch.testing.assert_close(other.features, expected(small))
     assert found.index.tolist() == [i for i in range(50) if i not in (10, 31)]
     torch.testing.assert_close(found.features, expected(job)[found.index])
     assert [(i, path) for i, path, _ in found.broken] == [(10, "memory/10.png"), (31, "memory/31.png")]
-    assert seen == [(9, 50), (18, 50), (27, 50), (36, 50), (45, 50), (50, 50)]
+    assert seen == [(done, 62) for done in (9, 18, 27, 36, 45, 50, 59, 62)]
 
     with pytest.raises(UserError, match=r"none of 3 images can be decoded; the first is memory/0\.png"):
-        extract(extraction(3, broken=(0, 1, 2)), actors=1)
+        extract([job, extraction(3, broken=(0, 1, 2))], actors=1)
     with pytest.raises(UserError, match="row 0: no such bucket"):
         list(run_job(Wrong(), tasks(3), Pool(1, 1.0, 0.0)))
     with pytest.raises(UserError, match="use --actors 4"):
-        extract(job, actors=5)
+        extract([job], actors=5)
     with pytest.raises(UserError, match="the cluster has 0"):
-        extract(job, gpus_per_actor=1)
+        extract([job], gpus_per_actor=1)
 
 
 def test_what_actors_take(ray_cluster: None) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,10 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Features are made in this process; gives the digest of every source that they were made of."""
     made: list[str] = []
 
-    def extract(extraction: Extraction, **_: Any) -> Features:
-        made.append(extraction.source.info.digest)
-        return Features(*extraction.embed(0, extraction.source.info.num_samples, torch.device("cpu"), 1))
+    def extract(extractions: Sequence[Extraction], **_: Any) -> list[Features]:
+        made.extend(one.source.info.digest for one in extractions)
+        cpu = torch.device("cpu")
+        return [Features(*one.embed(0, one.source.info.num_samples, cpu, 1)) for one in extractions]
 
     monkeypatch.setattr(case_module, "extract", extract)
     monkeypatch.setattr(Case, "connect", lambda self: None)
@@ -118,26 +120,33 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_features_are_made_once_and_kept(small: Case, here: list[str]) -> None:
+    assert small.dataset.val is not None
+    digests = [small.dataset.train.info.digest, small.dataset.val.info.digest]
     first = small.train
     assert small.train is first
-    assert here == [small.dataset.train.info.digest]
+    assert here == digests, "both at once: all that is done with features takes both"
+    assert len(small.val.labels) == small.dataset.val.info.num_samples
+    assert len(here) == 2
     again = Case(small.subject, small.dataset, 16, Means(), Choices(), small.console)
     assert torch.equal(again.train.features, first.features)
     assert torch.equal(again.train.labels, first.labels)
-    assert len(here) == 1
-    assert again.cached == {"train": True}
-    (file,) = (Path(small.subject.folder.uri) / "features").iterdir()  # type: ignore[union-attr]
+    assert len(here) == 2
+    assert again.cached == {"train": True, "val": True}
+    key = Extraction(small.subject.encoder, small.subject.weights, small.dataset.train, 16).key
+    file = case_module.cache_folder(small.subject) / f"{key}.safetensors"
+    assert len(list(file.parent.iterdir())) == 2
     assert f"features of train: 300, read from {file}" in small.said.getvalue()  # type: ignore[attr-defined]
 
     Case(small.subject, small.dataset, 16, Means(cache=False), Choices(), small.console).train  # noqa: B018
     Case(small.subject, small.dataset, 14, Means(), Choices(), small.console).train  # noqa: B018
-    assert len(here) == 3
+    assert len(here) == 6
 
     file.write_bytes(file.read_bytes()[:-100])
     mended = Case(small.subject, small.dataset, 16, Means(), Choices(), small.console)
     assert torch.equal(mended.train.features, first.features)
     assert f"{file} is not whole; its features are computed again" in small.said.getvalue()  # type: ignore[attr-defined]
     assert read_cache(file) is not None
+    assert here[6:] == digests[:1], "what is whole is kept"
 
 
 def test_broken_images_are_counted_and_their_labels_left_out(small: Case, here: list[str]) -> None:
@@ -151,7 +160,7 @@ def test_broken_images_are_counted_and_their_labels_left_out(small: Case, here: 
     assert small.broken == {"train": [(1, "one.png", "cut off")]}
     said = small.said.getvalue()  # type: ignore[attr-defined]
     assert "1 of 300 train images cannot be decoded and are left out: one.png (cut off)" in said
-    assert here == []
+    assert small.dataset.train.info.digest not in here
     (path / f"{key}.safetensors").unlink()
 
 
@@ -202,14 +211,14 @@ def test_only_too_large_k_is_a_mistake(small: Case, here: list[str]) -> None:
 def test_features_that_are_not_finite_are_refused(
     small: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, protocol: str
 ) -> None:
-    def extract(extraction: Extraction, **_: Any) -> Features:
+    def features_of(extraction: Extraction) -> Features:
         count = extraction.source.info.num_samples
         found = torch.randn(count, 8, generator=torch.Generator().manual_seed(0))
         if count == {"train": 300, "val": 100}[part]:
             found[7:10, 3] = torch.nan
         return Features(found, torch.arange(count))
 
-    monkeypatch.setattr(case_module, "extract", extract)
+    monkeypatch.setattr(case_module, "extract", lambda extractions, **_: list(map(features_of, extractions)))
     monkeypatch.setattr(Case, "connect", lambda self: None)
     small.means = Means(cache=False)
     with pytest.raises(UserError) as error:
