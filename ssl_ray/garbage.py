@@ -7,19 +7,17 @@ more when the process ends.
 import atexit
 import gc
 
-SELDOM = (50_000, 20, 100)
+USUAL = gc.get_threshold()
+RARE = (50_000, 20, 100)
 
 
-def look_seldom() -> None:
-    """Before imports."""
-    gc.set_threshold(*SELDOM)
+def collect_rarely() -> None:
+    """For a process that begins to import."""
+    gc.set_threshold(*RARE)
     atexit.register(gc.freeze)
 
 
-def look_at_what_comes() -> None:
-    """After imports, for work that goes on for long: as often as ever, but not at what is there by now."""
+def collect_as_usual() -> None:
+    """For long work after imports. What is there by now is left out of all collections (`gc.freeze`)."""
     gc.freeze()
     gc.set_threshold(*USUAL)
-
-
-USUAL = gc.get_threshold()

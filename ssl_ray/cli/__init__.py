@@ -15,9 +15,9 @@ def main() -> None:
     What nobody has thought of is a line too, with status 1; its traceback is kept in a file. SIGTERM is an interruption
     as Ctrl-C is.
     """
-    from ssl_ray.garbage import look_seldom
+    from ssl_ray.garbage import collect_rarely
 
-    look_seldom()
+    collect_rarely()
     from ssl_ray.cli.app import app
     from ssl_ray.errors import ClusterLost, Interrupted, StoreError, UserError
     from ssl_ray.training import local_cluster

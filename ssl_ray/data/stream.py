@@ -79,8 +79,9 @@ class Dealer:
         self.findings = Findings(config)
         self.news: list[Any] = []
         self.has_news = asyncio.Event()
-        self.to_be_taken: list[asyncio.Event] = []  # of those who wait for the driver: it has yet to come,
-        self.at_driver: list[asyncio.Event] = []  # or has come and is at it
+        # Acknowledgements that ranks wait for: of news that the driver has yet to take, and of those that it has taken.
+        self.waiting: list[asyncio.Event] = []
+        self.taken: list[asyncio.Event] = []
         self.too_many_broken = False
         self.stopping = False
         self.checkpoint_wanted = False
@@ -131,23 +132,23 @@ class Dealer:
         """Something for the driver, from a rank."""
         self._add(event)
 
-    async def dealt_with(self, event: Any) -> None:
-        """`tell`, from a rank that waits until the driver has dealt with this and all before it."""
+    async def tell_and_wait(self, event: Any) -> None:
+        """`tell`, for a rank that waits until the driver has acknowledged this and all before it."""
         self._add(event)
-        self.to_be_taken.append(dealt_with := asyncio.Event())
-        await dealt_with.wait()
+        self.waiting.append(acknowledged := asyncio.Event())
+        await acknowledged.wait()
 
     async def take_news(self, wait_s: float = 0.0) -> list[Any]:
         """What ranks told, each broken sample once (`Broken`), and what of images is left out, since the last call.
 
-        wait_s: how long to wait where there is nothing yet. Who comes again has dealt with what it took before.
+        wait_s: how long to wait where there is nothing yet. A call acknowledges what the call before it took.
         """
-        for dealt_with in self.at_driver:
-            dealt_with.set()
+        for acknowledged in self.taken:
+            acknowledged.set()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.has_news.wait(), wait_s)
         self.has_news.clear()
-        self.at_driver, self.to_be_taken = self.to_be_taken, []
+        self.taken, self.waiting = self.waiting, []
         news, self.news = self.news, []
         return news
 

@@ -89,9 +89,11 @@ def _alone_with(uri: str) -> Iterator[None]:
     file = database(uri)
     with contextlib.ExitStack() as stack:
         if file is not None:
-            name = f"ssl-ray-mlflow-{hashlib.sha256(bytes(file.resolve())).hexdigest()[:16]}.lock"
-            with contextlib.suppress(OSError):  # a file system without locks, or somebody else's lock
-                lock = os.open(os.path.join(tempfile.gettempdir(), name), os.O_RDONLY | os.O_CREAT, 0o666)
+            # This user's alone: whoever may open a lock may hold it for ever.
+            store = hashlib.sha256(bytes(file.resolve())).hexdigest()[:16]
+            path = os.path.join(tempfile.gettempdir(), f"ssl-ray-mlflow-{os.getuid()}-{store}.lock")
+            with contextlib.suppress(OSError):  # a file system without locks, or a file that is not ours
+                lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
                 stack.callback(os.close, lock)
                 fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -108,13 +108,14 @@ class History:
     def attach(self, run_id: str, file: Path, artifact_path: str = "") -> None:
         """Puts a file among the artifacts of a run, replacing one of its name. Raises UserError if it cannot be."""
         try:
-            if (places := read(self.settings.uri, artifacts_of(run_id))) is not None:
-                mine, all_runs = places
-                if (folder := local_folder(mine)) is not None:
-                    require_artifacts(self.settings.uri, all_runs)
-                    (folder / artifact_path).mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(file, folder / artifact_path / file.name)
-                    return
+            # Of a local store MLflow would do no more than this, and import for two seconds first.
+            places = read(self.settings.uri, artifacts_of(run_id))
+            mine, of_all = places or ("", "")
+            if (folder := local_folder(mine)) is not None:
+                require_artifacts(self.settings.uri, of_all)
+                (folder / artifact_path).mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, folder / artifact_path / file.name)
+                return
             experiment = self._client.get_experiment(self._client.get_run(run_id).info.experiment_id)
             require_artifacts(self.settings.uri, experiment.artifact_location)
             self._client.log_artifact(run_id, str(file), artifact_path or None)

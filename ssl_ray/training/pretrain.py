@@ -218,9 +218,9 @@ def train_in(
 
     What `pretrain` does for one recipe and a search for each of its trials. record: what is known of the run, kept in
     its folder; MLflow's ids are added. control: see `Control`. init_from: checkpoint of another run to begin with.
-    alone: whether no other run of this command is under way.
-    started: on the monotonic clock, for the summary's seconds; now if left out. once_trained: what may be done as soon
-    as the cluster is not needed any more, before artifacts are logged.
+    alone: whether no other run of this command is under way. started: on the monotonic clock, for the summary's
+    seconds; now if left out. once_trained: what may be done as soon as the cluster is not needed any more, before
+    artifacts are logged.
     """
     from ssl_ray.training import cluster
     from ssl_ray.training.run import begin, follow
@@ -230,7 +230,7 @@ def train_in(
     in_search = control is not None
     with ExitStack() as at_last:
         at_last.enter_context(folder.undone_unless_begun())
-        under_way = begin(
+        run = begin(
             recipe,
             dataset,
             folder,
@@ -241,7 +241,7 @@ def train_in(
             alone=alone,
         )
         # A search tells of its trials itself.
-        with under_way.ended(None if in_search else console):
+        with run.ended(None if in_search else console):
             prepare(settings.uri, must_exist=settings.must_exist).join()  # a store's first use takes seconds
             tracked = open_tracked(
                 settings,
@@ -279,7 +279,7 @@ def train_in(
                 threading.Thread(target=artifacts.import_for_end, daemon=True).start()
 
             result = follow(
-                under_way,
+                run,
                 folder,
                 tracker=tracker,
                 console=console,

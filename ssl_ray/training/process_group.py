@@ -13,7 +13,7 @@ import ray
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 
-from ssl_ray.garbage import look_seldom
+from ssl_ray.garbage import collect_rarely
 
 # A worker that has died cannot leave its group, and is not waited for.
 LEAVE_S = 5.0
@@ -72,7 +72,7 @@ class _Joined(Backend):  # type: ignore[misc]
 
 def _join(host: str, port: int, rank: int, world_size: int, backend: str, timeout_s: int) -> None:
     """In a worker, which begins with this. What reads `torchrun`'s environment variables finds them."""
-    look_seldom()
+    collect_rarely()
     from ray.train.torch import config
 
     os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}

@@ -18,7 +18,7 @@ from ssl_ray import distributed
 from ssl_ray.data.stream import dealt_blocks
 from ssl_ray.errors import UserError
 from ssl_ray.filesystems import open_uri
-from ssl_ray.garbage import look_at_what_comes
+from ssl_ray.garbage import collect_as_usual
 from ssl_ray.training.context import SavedCheckpoint, WorkerContext
 from ssl_ray.training.events import Fatal, Flush, Metrics
 from ssl_ray.training.loop import Job, train
@@ -36,7 +36,7 @@ DDP = {
 
 def train_loop(job: Job) -> dict[str, Any]:
     """What Ray Train calls: `train`, with the user's errors told to the driver rather than retried."""
-    look_at_what_comes()
+    collect_as_usual()
     try:
         return train(job, RayContext(job.dealer))
     except UserError as error:
@@ -78,7 +78,7 @@ class RayContext(WorkerContext):
 
     def flush(self) -> None:
         """Waits until the driver has."""
-        ray.get(self._dealer.dealt_with.remote(Flush()))
+        ray.get(self._dealer.tell_and_wait.remote(Flush()))
 
     def send(self, message: Any, wait_s: float = 0.0) -> None:
         """The dealer keeps it until the driver fetches it. Raises GetTimeoutError after `wait_s`, if that is not 0."""

@@ -46,7 +46,7 @@ ANSWER_S, ANSWER_POLL_S = 5.0, 0.01
 
 
 @dataclass(frozen=True)
-class UnderWay:
+class RunHandle:
     """A run that has begun on the cluster: its processes start, its stream fills."""
 
     job: Job
@@ -80,7 +80,7 @@ def begin(
     init_from: str | None = None,
     ahead: bool = True,
     alone: bool = False,
-) -> UnderWay:
+) -> RunHandle:
     """Begins a resolved recipe's training on a connected cluster, from the folder's last checkpoint if there is one.
 
     Without one it begins with `init_from`, another run's checkpoint, or at step 0. Waits for nothing: the workers
@@ -91,6 +91,8 @@ def begin(
     plan = Plan(dataset.train.info.num_samples, recipe.training.global_batch_size, recipe.training.seed)
     total_steps = plan.total_steps(recipe.training.epochs)
     stop_step = min(total_steps, recipe.training.max_steps or total_steps)
+    # Else rank 0 learns from a checkpoint where to begin. Read here: once training has begun, nothing may fail.
+    from_start = folder.latest_checkpoint() is None and init_from is None
     dealer = start_dealer(
         stream_config(recipe, dataset, plan, stop_step),
         cpus_per_worker=resources.cpus,
@@ -102,15 +104,13 @@ def begin(
         threads = max(1, int(ray.cluster_resources()["CPU"] / size))
     job = Job(recipe, dataset, plan, total_steps, stop_step, dealer, init_from, threads)
     training: Training = _trainer(job, folder, workers, resources, verbose).fit()
-    if (
-        ahead and folder.latest_checkpoint() is None and init_from is None
-    ):  # else rank 0 learns from it where to begin
+    if ahead and from_start:
         dealer.start_early.remote(0, size)
-    return UnderWay(job, training)
+    return RunHandle(job, training)
 
 
 def follow(
-    under_way: UnderWay,
+    run: RunHandle,
     folder: RunFolder,
     *,
     tracker: AnyTracker,
@@ -123,7 +123,7 @@ def follow(
     One Ctrl-C ends the run with a checkpoint at its next look, a second one at once. Raises UserError when the run
     cannot go on for a reason that starting it again would not mend.
     """
-    job, training = under_way.job, under_way.training
+    job, training = run.job, run.training
     result = RunResult("finished")
     feed = _Feed(job.dealer, silence(job.recipe.training.hang_minutes))
     with console.progress(job.stop_step, job.recipe.name) as progress:

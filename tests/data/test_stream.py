@@ -323,13 +323,13 @@ def test_data_tasks_leave_the_workers_their_cpus(
     assert max(sum(began <= start < ended for began, ended in times) for start, _ in times) == most
 
 
-def test_news_come_at_once_and_count_as_dealt_with_when_the_driver_comes_again(ray_cluster: None) -> None:
+def test_news_come_at_once_and_are_acknowledged_when_the_driver_comes_again(ray_cluster: None) -> None:
     import ray
 
     dealer = start_dealer(config(), cpus_per_worker=0.0)
     asked = dealer.take_news.remote(60.0)
     assert not ray.wait([asked], timeout=1.0)[0], "there are none"
-    waiting = dealer.dealt_with.remote("first")
+    waiting = dealer.tell_and_wait.remote("first")
     assert ray.get(asked, timeout=30) == ["first"]
     assert not ray.wait([waiting], timeout=1.0)[0], "the driver is at it"
     ray.get(dealer.tell.remote("second"))
